@@ -1,0 +1,59 @@
+//! What is known of a flow, and how it is known.
+//!
+//! A name that a workload states is a claim, not a truth; so every fact keeps its source, and policy can ask for it.
+
+use std::fmt;
+
+use crate::identity::AgentId;
+use crate::name::{ServiceName, TenantName};
+
+/// How a fact came to be known, from the weakest to the strongest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// The opener asked for it by name.
+    Asked,
+    /// A hop on the way said so; we authenticated the hop, not the fact.
+    Relayed,
+    /// Our own configuration says so.
+    Configured,
+    /// A certificate that we verified ourselves says so.
+    Certificate,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Asked => "asked",
+            Self::Relayed => "relayed",
+            Self::Configured => "configured",
+            Self::Certificate => "certificate",
+        })
+    }
+}
+
+/// A value with its source.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Fact<T> {
+    /// What is known.
+    pub value: T,
+    /// How it is known.
+    pub source: Source,
+}
+
+impl<T> Fact<T> {
+    /// States `value` as known from `source`.
+    pub fn new(value: T, source: Source) -> Self {
+        Self { value, source }
+    }
+}
+
+/// All that is known of a flow when it is judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The tenant in which the flow is judged; flows never cross tenants.
+    pub tenant: TenantName,
+    /// Who opened the flow.
+    pub caller: Fact<AgentId>,
+    /// What it was opened to.
+    pub service: Fact<ServiceName>,
+}

@@ -1,0 +1,33 @@
+//! The words of Sealock: every domain type that two crates share, and the pure decisions over them.
+//!
+//! Nothing here reads a clock, draws randomness, takes a lock or does IO: `now`, seeds and bytes are
+//! arguments. A word has one meaning in the whole workspace; a new one is added to this list first.
+//!
+//! | word | meaning |
+//! |---|---|
+//! | *flow* | one conversation of an application, from its arrival at a hop to its end |
+//! | *hop* | a place where a flow is judged and passed on: agent, relay, gateway |
+//! | *inlet*, *outlet* | where a flow comes in at a hop, how it leaves |
+//! | *near*, *far* | the side of a hop that a flow comes from, the side it goes to |
+//! | *local*, *remote* | our end of a socket, the other end |
+//! | *session* | the authenticated connection between an agent and a relay |
+//! | *leg* | one way of carrying a stream between two agents: today a relayed QUIC stream |
+//! | *stream* | the resumable, ordered bytes between two agents; it outlives its legs |
+//! | *link*, *path* | what a session runs over; the sequence of links a leg takes |
+//! | *rule*, *permit* | a line of policy; a flow's right to go on, which policy can take back |
+//! | *reason* | why a flow ended or never began |
+//! | *service* | a name in a tenant that agents provide and others open |
+//! | *provider*, *caller* | the agent that serves a service, the agent that opens it |
+//! | *view* | all that a tenant's nodes know of it: rules, services, agents, revocations; signed |
+//! | *tenant* | a closed world of names; nothing is visible from one to another |
+//! | *trust* | the roots and the trust domain by which certificates are judged |
+
+pub mod address;
+pub mod fact;
+pub mod identity;
+pub mod name;
+pub mod policy;
+pub mod reason;
+pub mod secret;
+pub mod token;
+pub mod view;
