@@ -1,0 +1,351 @@
+//! Messages between an agent and a relay: on a session's control stream, and at the head of every other stream.
+//!
+//! A message is a type byte, a length (16 bit, big-endian) and a protobuf body of at most 16 KiB. Protobuf's own
+//! structs stop in `wire/body.rs`; what leaves this module are domain types, already validated. A type from 0x80 up
+//! may be skipped by a receiver that does not know it; any other unknown type is a violation, because skipping it
+//! would change what the next one means. Deliberately absent: payload; that is never parsed between two agents.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use sealock_core::identity::AgentId;
+use sealock_core::name::{AgentName, ServiceName};
+use sealock_core::reason::Reason;
+
+mod body;
+
+/// The version of the messages; also part of the ALPN, so two majors never meet.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Bytes before a message's body: its type and its length.
+pub const HEADER_LENGTH: usize = 3;
+
+/// The longest body of a message, in bytes. A longer one is refused before any of it is read.
+pub const BODY_LIMIT: usize = 16 * 1024;
+
+/// How many services one message may name (names have up to 253 bytes); an agent with more sends several messages.
+pub const SERVICES_LIMIT: usize = 60;
+
+/// Identifies a stream between two agents for its whole life, over all its legs: 128 random bits of its opener.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub [u8; 16]);
+
+impl std::fmt::Display for StreamId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for StreamId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+/// Counts the legs of a stream, from 1; a leg of a lower epoch than the newest is fenced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The epoch of a stream's first leg.
+    pub const FIRST: Self = Self(1);
+}
+
+/// An agent's first message: who the process is, beyond what its certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The version of the messages that the agent speaks.
+    pub protocol: u32,
+    /// Random for each start of the process: tells a reconnect from a second machine with the same identity.
+    pub instance: [u8; 16],
+    /// The program's version, for people.
+    pub software: String,
+}
+
+/// The relay's answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// The relay's number for the session, for logs on both sides.
+    pub session: u64,
+}
+
+/// Services that an agent speaks of: offers, takes back, or hears about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Services {
+    /// Counts the lists of this session, so that an answer can be matched to its question.
+    pub sequence: u64,
+    /// The names of the services, at most [`SERVICES_LIMIT`].
+    pub names: Vec<ServiceName>,
+}
+
+/// A caller asks its relay for a leg to a provider of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// The stream that the leg will carry.
+    pub stream: StreamId,
+    /// Which leg of the stream this is.
+    pub epoch: Epoch,
+    /// The service, in the caller's own tenant.
+    pub service: ServiceName,
+}
+
+/// A relay offers a leg to a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incoming {
+    /// The stream that the leg will carry.
+    pub stream: StreamId,
+    /// Which leg of the stream this is.
+    pub epoch: Epoch,
+    /// The service that was asked for.
+    pub service: ServiceName,
+    /// Who the relay says is calling. The provider believes only the end-to-end certificate.
+    pub caller: AgentId,
+}
+
+/// A message between an agent and a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Agent → relay, first on the control stream.
+    Hello(Hello),
+    /// Relay → agent, first on the control stream.
+    Welcome(Welcome),
+    /// Agent → relay: it offers these services from here on, besides those it offered before.
+    Register(Services),
+    /// Agent → relay: it offers these services no more.
+    Withdraw(Services),
+    /// Relay → agent, the answer to either: these of the named services the tenant's view does not let it provide
+    /// yet; they begin to work when the view does.
+    Registered(Services),
+    /// Either way: takes no new streams; live ones may finish.
+    Drain,
+    /// Either way: the session ends, and why.
+    Bye(Reason),
+    /// Caller → relay, at a stream's head.
+    Open(Open),
+    /// Relay → provider, at a stream's head.
+    Incoming(Incoming),
+    /// Provider → relay → caller: this agent took the leg; from here on the relay passes bytes on blindly.
+    Opened(AgentName),
+    /// Instead of [`Message::Opened`]: no leg, and why.
+    Refused(Reason),
+    /// Agent → relay, at a stream's head: join this stream with the controller, blindly.
+    Controller,
+}
+
+/// Why bytes are not a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// A type that neither is known nor may be skipped.
+    #[error("message type {0:#04x} is unknown")]
+    UnknownType(u8),
+    /// The header announces more than [`BODY_LIMIT`].
+    #[error("a message of {0} bytes is over the limit of 16 KiB")]
+    TooLong(usize),
+    /// The body is no protobuf message of its type.
+    #[error("the body of message type {0:#04x} cannot be read")]
+    Body(u8),
+    /// A field is missing or not what its type allows.
+    #[error("the field `{field}` of message type {kind:#04x} is not valid")]
+    Field {
+        /// The message's type.
+        kind: u8,
+        /// The field's name.
+        field: &'static str,
+    },
+}
+
+/// A message's header: what follows, and how much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    kind: u8,
+    length: u16,
+}
+
+impl Header {
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// When the body would be over [`BODY_LIMIT`] or the type must not be skipped and is unknown.
+    pub fn decode(bytes: [u8; HEADER_LENGTH]) -> Result<Self, DecodeError> {
+        let [kind, high, low] = bytes;
+        let length = u16::from_be_bytes([high, low]);
+        if usize::from(length) > BODY_LIMIT {
+            return Err(DecodeError::TooLong(length.into()));
+        }
+        if !body::is_known(kind) && kind < SKIPPABLE {
+            return Err(DecodeError::UnknownType(kind));
+        }
+        Ok(Self { kind, length })
+    }
+
+    /// How many bytes of body follow.
+    #[must_use]
+    pub fn body_length(self) -> usize {
+        self.length.into()
+    }
+
+    /// Reads the body that followed this header; `None` for a message that may be skipped and is not known.
+    ///
+    /// # Errors
+    /// When the body is not what the header's type asks for.
+    pub fn decode_body(self, body: &[u8]) -> Result<Option<Message>, DecodeError> {
+        if !body::is_known(self.kind) {
+            return Ok(None);
+        }
+        body::decode(self.kind, body).map(Some)
+    }
+}
+
+const SKIPPABLE: u8 = 0x80;
+
+impl Message {
+    /// The message as it goes over the wire.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let (kind, body) = body::encode(self);
+        let mut frame = BytesMut::with_capacity(HEADER_LENGTH + body.len());
+        frame.put_u8(kind);
+        // Every sender keeps its lists within SERVICES_LIMIT and its texts within their types' limits, so it fits.
+        frame.put_u16(u16::try_from(body.len()).unwrap_or(u16::MAX));
+        frame.put_slice(&body);
+        frame.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn samples() -> Vec<Message> {
+        let service: ServiceName = "db.prod".parse().expect("a name");
+        let agent: AgentName = "laptop".parse().expect("a name");
+        let caller = AgentId {
+            tenant: "default".parse().expect("a name"),
+            name: agent.clone(),
+        };
+        let (stream, epoch) = (StreamId([3; 16]), Epoch(7));
+        vec![
+            Message::Hello(Hello {
+                protocol: 1,
+                instance: [1; 16],
+                software: "0.1.0".into(),
+            }),
+            Message::Welcome(Welcome { session: 9 }),
+            Message::Register(Services {
+                sequence: 2,
+                names: vec![service.clone()],
+            }),
+            Message::Withdraw(Services {
+                sequence: 3,
+                names: vec![service.clone()],
+            }),
+            Message::Registered(Services {
+                sequence: 2,
+                names: vec![service.clone()],
+            }),
+            Message::Drain,
+            Message::Bye(Reason::Superseded),
+            Message::Open(Open {
+                stream,
+                epoch,
+                service: service.clone(),
+            }),
+            Message::Incoming(Incoming {
+                stream,
+                epoch,
+                service,
+                caller,
+            }),
+            Message::Opened(agent),
+            Message::Refused(Reason::PolicyDenied),
+            Message::Controller,
+        ]
+    }
+
+    fn decode(frame: &[u8]) -> Result<Option<Message>, DecodeError> {
+        let (header, body) = frame.split_first_chunk().expect("a whole header");
+        let header = Header::decode(*header)?;
+        header.decode_body(&body[..header.body_length().min(body.len())])
+    }
+
+    #[test]
+    fn every_message_round_trips() {
+        for message in samples() {
+            assert_eq!(decode(&message.encode()), Ok(Some(message)));
+        }
+    }
+
+    // F43: whatever a stranger changes, the answer is an error or another valid message, never a panic.
+    #[test]
+    fn every_flipped_byte_and_every_truncation_is_survived() {
+        for message in samples() {
+            let frame = message.encode();
+            for at in 0..frame.len() {
+                for bit in 0..8 {
+                    let mut flipped = frame.to_vec();
+                    flipped[at] ^= 1 << bit;
+                    let _outcome = decode(&flipped);
+                }
+                if at >= HEADER_LENGTH && at < frame.len() - 1 {
+                    assert_ne!(
+                        decode(&frame[..at]),
+                        Ok(Some(message.clone())),
+                        "cut at {at}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_over_the_limit_are_refused_from_the_header_alone() {
+        assert_eq!(
+            Header::decode([0x01, 0x40, 0x01]),
+            Err(DecodeError::TooLong(0x4001))
+        );
+        assert_eq!(
+            Header::decode([0x01, 0xff, 0xff]),
+            Err(DecodeError::TooLong(0xffff))
+        );
+    }
+
+    #[test]
+    fn unknown_types_are_refused_unless_they_may_be_skipped() {
+        assert_eq!(
+            Header::decode([0x7f, 0, 0]),
+            Err(DecodeError::UnknownType(0x7f))
+        );
+        assert_eq!(decode(&[0x80, 0, 2, 1, 2]), Ok(None));
+    }
+
+    #[test]
+    fn too_many_services_are_refused() {
+        let names = vec!["a".parse().expect("a name"); SERVICES_LIMIT + 1];
+        let frame = Message::Register(Services { sequence: 1, names }).encode();
+        assert_eq!(
+            decode(&frame),
+            Err(DecodeError::Field {
+                kind: 0x03,
+                field: "services"
+            })
+        );
+    }
+
+    #[test]
+    fn the_longest_list_of_the_longest_names_fits_into_a_message() {
+        let name = format!("{0}.{0}.{0}.{1}", "x".repeat(63), "y".repeat(61));
+        let names = vec![name.parse().expect("a name of 253 bytes"); SERVICES_LIMIT];
+        let message = Message::Register(Services {
+            sequence: u64::MAX,
+            names,
+        });
+        assert_eq!(decode(&message.encode()), Ok(Some(message)));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(frame in proptest::collection::vec(any::<u8>(), 3..300)) {
+            let _outcome = decode(&frame);
+        }
+    }
+}

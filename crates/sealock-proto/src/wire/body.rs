@@ -1,0 +1,267 @@
+//! The protobuf bodies of messages, and their way to and from domain types.
+//!
+//! Every field of a stranger is checked here: lengths, names, counts. Reasons travel as numbers.
+
+use std::str::FromStr;
+
+use prost::Message as _;
+use sealock_core::identity::AgentId;
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+
+use super::{
+    DecodeError, Epoch, Hello, Incoming, Message, Open, SERVICES_LIMIT, Services, StreamId, Welcome,
+};
+
+const HELLO: u8 = 0x01;
+const WELCOME: u8 = 0x02;
+const REGISTER: u8 = 0x03;
+const REGISTERED: u8 = 0x04;
+const DRAIN: u8 = 0x05;
+const BYE: u8 = 0x06;
+const WITHDRAW: u8 = 0x07;
+const OPEN: u8 = 0x10;
+const INCOMING: u8 = 0x11;
+const OPENED: u8 = 0x12;
+const REFUSED: u8 = 0x13;
+const CONTROLLER: u8 = 0x14;
+
+const SOFTWARE_LIMIT: usize = 64;
+
+pub(super) fn is_known(kind: u8) -> bool {
+    matches!(kind, HELLO..=WITHDRAW | OPEN..=CONTROLLER)
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HelloBody {
+    #[prost(uint32, tag = "1")]
+    protocol: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    instance: Vec<u8>,
+    #[prost(string, tag = "3")]
+    software: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NumberBody {
+    #[prost(uint64, tag = "1")]
+    number: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServicesBody {
+    #[prost(uint64, tag = "1")]
+    sequence: u64,
+    #[prost(string, repeated, tag = "2")]
+    names: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StreamBody {
+    #[prost(bytes = "vec", tag = "1")]
+    stream: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    epoch: u64,
+    #[prost(string, tag = "3")]
+    service: String,
+    #[prost(string, tag = "4")]
+    caller_tenant: String,
+    #[prost(string, tag = "5")]
+    caller_name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NameBody {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
+    match message {
+        Message::Hello(hello) => (
+            HELLO,
+            HelloBody {
+                protocol: hello.protocol,
+                instance: hello.instance.to_vec(),
+                software: hello.software.clone(),
+            }
+            .encode_to_vec(),
+        ),
+        Message::Welcome(welcome) => (WELCOME, number(welcome.session)),
+        Message::Register(list) => (REGISTER, services(list)),
+        Message::Withdraw(list) => (WITHDRAW, services(list)),
+        Message::Registered(list) => (REGISTERED, services(list)),
+        Message::Drain => (DRAIN, Vec::new()),
+        Message::Bye(reason) => (BYE, number(reason.number().into())),
+        Message::Open(open) => (OPEN, stream(open.stream, open.epoch, &open.service, None)),
+        Message::Incoming(offer) => (
+            INCOMING,
+            stream(
+                offer.stream,
+                offer.epoch,
+                &offer.service,
+                Some(&offer.caller),
+            ),
+        ),
+        Message::Opened(provider) => (
+            OPENED,
+            NameBody {
+                name: provider.as_str().to_owned(),
+            }
+            .encode_to_vec(),
+        ),
+        Message::Refused(reason) => (REFUSED, number(reason.number().into())),
+        Message::Controller => (CONTROLLER, Vec::new()),
+    }
+}
+
+fn number(number: u64) -> Vec<u8> {
+    NumberBody { number }.encode_to_vec()
+}
+
+fn services(list: &Services) -> Vec<u8> {
+    let names = list
+        .names
+        .iter()
+        .map(|name| name.as_str().to_owned())
+        .collect();
+    ServicesBody {
+        sequence: list.sequence,
+        names,
+    }
+    .encode_to_vec()
+}
+
+fn stream(
+    stream: StreamId,
+    epoch: Epoch,
+    service: &ServiceName,
+    caller: Option<&AgentId>,
+) -> Vec<u8> {
+    StreamBody {
+        stream: stream.0.to_vec(),
+        epoch: epoch.0,
+        service: service.as_str().to_owned(),
+        caller_tenant: caller
+            .map(|caller| caller.tenant.as_str().to_owned())
+            .unwrap_or_default(),
+        caller_name: caller
+            .map(|caller| caller.name.as_str().to_owned())
+            .unwrap_or_default(),
+    }
+    .encode_to_vec()
+}
+
+pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Message, DecodeError> {
+    let fields = Fields { kind };
+    Ok(match kind {
+        HELLO => Message::Hello(fields.hello(body)?),
+        WELCOME => Message::Welcome(Welcome {
+            session: fields.number(body)?,
+        }),
+        REGISTER => Message::Register(fields.services(body)?),
+        WITHDRAW => Message::Withdraw(fields.services(body)?),
+        REGISTERED => Message::Registered(fields.services(body)?),
+        DRAIN => Message::Drain,
+        BYE => Message::Bye(Reason::from_number(fields.number(body)?)),
+        OPEN => {
+            let body: StreamBody = fields.body(body)?;
+            let (stream, epoch, service) = fields.stream(&body)?;
+            Message::Open(Open {
+                stream,
+                epoch,
+                service,
+            })
+        }
+        INCOMING => {
+            let body: StreamBody = fields.body(body)?;
+            let (stream, epoch, service) = fields.stream(&body)?;
+            let caller = AgentId {
+                tenant: fields.name("caller_tenant", &body.caller_tenant)?,
+                name: fields.name("caller_name", &body.caller_name)?,
+            };
+            Message::Incoming(Incoming {
+                stream,
+                epoch,
+                service,
+                caller,
+            })
+        }
+        OPENED => {
+            let body: NameBody = fields.body(body)?;
+            Message::Opened(fields.name("name", &body.name)?)
+        }
+        REFUSED => Message::Refused(Reason::from_number(fields.number(body)?)),
+        CONTROLLER => Message::Controller,
+        unknown => return Err(DecodeError::UnknownType(unknown)),
+    })
+}
+
+/// Reads the fields of one message; remembers its type for errors.
+#[derive(Clone, Copy)]
+struct Fields {
+    kind: u8,
+}
+
+impl Fields {
+    fn invalid(self, field: &'static str) -> DecodeError {
+        DecodeError::Field {
+            kind: self.kind,
+            field,
+        }
+    }
+
+    fn body<B: prost::Message + Default>(self, body: &[u8]) -> Result<B, DecodeError> {
+        B::decode(body).map_err(|_| DecodeError::Body(self.kind))
+    }
+
+    fn number(self, body: &[u8]) -> Result<u64, DecodeError> {
+        Ok(self.body::<NumberBody>(body)?.number)
+    }
+
+    fn name<N: FromStr>(self, field: &'static str, text: &str) -> Result<N, DecodeError> {
+        text.parse().map_err(|_| self.invalid(field))
+    }
+
+    fn sixteen(self, field: &'static str, bytes: &[u8]) -> Result<[u8; 16], DecodeError> {
+        bytes.try_into().map_err(|_| self.invalid(field))
+    }
+
+    fn hello(self, body: &[u8]) -> Result<Hello, DecodeError> {
+        let body: HelloBody = self.body(body)?;
+        let printable = body.software.bytes().all(|b| b.is_ascii_graphic());
+        if !printable || body.software.len() > SOFTWARE_LIMIT {
+            return Err(self.invalid("software"));
+        }
+        let instance = self.sixteen("instance", &body.instance)?;
+        Ok(Hello {
+            protocol: body.protocol,
+            instance,
+            software: body.software,
+        })
+    }
+
+    fn services(self, body: &[u8]) -> Result<Services, DecodeError> {
+        let body: ServicesBody = self.body(body)?;
+        if body.names.len() > SERVICES_LIMIT {
+            return Err(self.invalid("services"));
+        }
+        let names = body.names.iter().map(|text| self.name("services", text));
+        Ok(Services {
+            sequence: body.sequence,
+            names: names.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn stream(self, body: &StreamBody) -> Result<(StreamId, Epoch, ServiceName), DecodeError> {
+        if body.epoch < Epoch::FIRST.0 {
+            return Err(self.invalid("epoch"));
+        }
+        let stream = StreamId(self.sixteen("stream", &body.stream)?);
+        Ok((
+            stream,
+            Epoch(body.epoch),
+            self.name("service", &body.service)?,
+        ))
+    }
+}
