@@ -23,6 +23,7 @@
 //! | *trust* | the roots and the trust domain by which certificates are judged |
 
 pub mod address;
+pub mod api;
 pub mod fact;
 pub mod identity;
 pub mod name;
