@@ -1,1 +1,2 @@
 //! DESC
+pub mod node_api;
