@@ -1,0 +1,53 @@
+# Each target does all of its own set-up on Debian 12. `make` alone lists them.
+
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+# The lab starts this program; `make` has just built it, so the tests need not ask cargo again.
+SEALOCK_BIN = $(CARGO_TARGET_DIR)/debug/sealock
+
+.PHONY: help demo test lint bench lab advisories setup-build setup-lint setup-lab setup-bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup-build ## see Sealock work on this machine: offline, without root, about 15 s after the build
+	cargo build -p sealock
+	$(SEALOCK_BIN) demo
+
+test: setup-lab ## every test, with the lab's network namespaces (root, or a user who may make user namespaces)
+	@scripts/in-lab.sh true
+	cargo build --workspace --bin sealock
+	cargo nextest run --workspace --no-run
+	cargo nextest run --workspace -E 'not package(lab)'
+	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace -E 'package(lab)'
+
+lint: setup-lint ## format, clippy, tidy, documentation, licences, bans and sources of dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo xtask tidy
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+	cargo deny check licenses bans sources
+	@echo "lint: known vulnerabilities were not looked up, they need the network: make advisories"
+
+advisories: setup-lint ## ask the RustSec database about our dependencies (needs the network)
+	cargo deny check advisories
+
+lab: setup-lab ## the tests in network namespaces alone
+	@scripts/in-lab.sh true
+	cargo build --workspace --bin sealock
+	cargo nextest run --workspace --no-run
+	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace -E 'package(lab)'
+
+bench: setup-bench ## measure Sealock beside ssh, stunnel and haproxy; ratios of one run
+	@test -x scripts/bench.sh || { echo "bench: not written yet" >&2; exit 1; }
+	cargo build --release -p sealock
+	scripts/bench.sh
+
+setup-build:
+	@scripts/setup.sh build
+setup-lint:
+	@scripts/setup.sh lint
+setup-lab:
+	@scripts/setup.sh lab
+setup-bench:
+	@scripts/setup.sh bench
