@@ -5,4 +5,5 @@
 //! `stream` is what two agents say to each other above it, which a relay passes on without looking.
 
 pub mod session;
+pub mod stream;
 pub mod wire;

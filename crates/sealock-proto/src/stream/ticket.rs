@@ -1,0 +1,173 @@
+//! The right to take a stream up again: a proof that its holder is the same agent, of the same stream, once.
+//!
+//! The secret comes from the stream's own end-to-end TLS (an exporter), so no relay can make a proof. A proof is an
+//! HMAC-SHA256 over who, what and when; the epoch in it is used up by the leg it opens, because a
+//! [`Stream`](super::Stream) takes no epoch twice. Deliberately absent: where the secret is kept, and when it ends.
+
+use std::fmt;
+
+use hmac::{Hmac, Mac};
+use sealock_core::identity::AgentId;
+use sealock_core::secret::Secret;
+use sha2::Sha256;
+
+use super::{Epoch, Role};
+
+const DOMAIN: &[u8] = b"sealock resume ticket v1";
+
+/// Shows the holder of a stream's resume secret; good for one leg.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proof([u8; Self::SIZE]);
+
+impl Proof {
+    /// Its length in bytes.
+    pub const SIZE: usize = 32;
+
+    /// A proof as a peer sent it; it proves nothing before [`Ticket::verify`].
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; Self::SIZE] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[proof]")
+    }
+}
+
+/// What a ticket is bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TicketContext {
+    /// The stream's id.
+    pub stream: [u8; 16],
+    /// The agent that opened the stream, with its tenant.
+    pub opener: AgentId,
+    /// The agent that accepted it, with its tenant.
+    pub accepter: AgentId,
+}
+
+/// One side's ticket of one stream.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    secret: Secret<[u8; 32]>,
+    context: TicketContext,
+}
+
+impl Ticket {
+    /// The ticket of the stream that `context` names, under a secret that only its two agents know.
+    #[must_use]
+    pub fn new(secret: Secret<[u8; 32]>, context: TicketContext) -> Self {
+        Self { secret, context }
+    }
+
+    /// The proof that `role` sends with the ATTACH of `epoch`.
+    #[must_use]
+    pub fn prove(&self, role: Role, epoch: Epoch) -> Proof {
+        Proof(self.mac(role, epoch).finalize().into_bytes().into())
+    }
+
+    /// Whether `proof` came from the `role` side of this very stream for this very epoch; in constant time.
+    #[must_use]
+    pub fn verify(&self, role: Role, epoch: Epoch, proof: Option<&Proof>) -> bool {
+        let Some(proof) = proof else { return false };
+        self.mac(role, epoch).verify_slice(&proof.0).is_ok()
+    }
+
+    // Each field is preceded by its length, so that no two contexts have the same bytes.
+    fn mac(&self, role: Role, epoch: Epoch) -> Hmac<Sha256> {
+        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(self.secret.expose())
+            .expect("HMAC takes a key of any length");
+        let side: &[u8] = match role {
+            Role::Opener => b"opener",
+            Role::Accepter => b"accepter",
+        };
+        let context = &self.context;
+        for field in [
+            DOMAIN,
+            side,
+            &context.stream,
+            context.opener.tenant.as_str().as_bytes(),
+            context.opener.name.as_str().as_bytes(),
+            context.accepter.tenant.as_str().as_bytes(),
+            context.accepter.name.as_str().as_bytes(),
+            &epoch.0.to_be_bytes(),
+        ] {
+            mac.update(&(field.len() as u64).to_be_bytes());
+            mac.update(field);
+        }
+        mac
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(tenant: &str, name: &str) -> AgentId {
+        AgentId {
+            tenant: tenant.parse().expect("a label"),
+            name: name.parse().expect("a label"),
+        }
+    }
+
+    fn context() -> TicketContext {
+        TicketContext {
+            stream: [1; 16],
+            opener: agent("t", "ann"),
+            accepter: agent("t", "bob"),
+        }
+    }
+
+    fn ticket(secret: u8, context: TicketContext) -> Ticket {
+        Ticket::new(Secret::new([secret; 32]), context)
+    }
+
+    #[test]
+    fn a_proof_is_good_for_its_own_side_and_epoch() {
+        let ticket = ticket(7, context());
+        let proof = ticket.prove(Role::Opener, Epoch(2));
+        assert!(ticket.verify(Role::Opener, Epoch(2), Some(&proof)));
+        assert!(!ticket.verify(Role::Opener, Epoch(3), Some(&proof)), "S17");
+        assert!(
+            !ticket.verify(Role::Accepter, Epoch(2), Some(&proof)),
+            "S18"
+        );
+        assert!(!ticket.verify(Role::Opener, Epoch(2), None));
+    }
+
+    // S16: whatever differs, the proof is worthless.
+    #[test]
+    fn a_proof_is_worthless_for_every_other_context() {
+        let good = ticket(7, context());
+        let mut others = vec![ticket(8, context())];
+        for change in [
+            (|c: &mut TicketContext| c.stream[15] = 2) as fn(&mut TicketContext),
+            |c| c.opener = agent("t", "eve"),
+            |c| c.opener = agent("u", "ann"),
+            |c| c.accepter = agent("t", "eve"),
+            |c| c.accepter = agent("u", "bob"),
+            |c| std::mem::swap(&mut c.opener, &mut c.accepter),
+            // The same letters, cut elsewhere.
+            |c| c.opener = agent("ta", "nn"),
+        ] {
+            let mut context = context();
+            change(&mut context);
+            others.push(ticket(7, context));
+        }
+        for other in others {
+            let proof = other.prove(Role::Opener, Epoch(2));
+            assert!(
+                !good.verify(Role::Opener, Epoch(2), Some(&proof)),
+                "{:?}",
+                other.context
+            );
+        }
+    }
+}
