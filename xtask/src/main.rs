@@ -1,2 +1,76 @@
-//! DESC
-fn main() {}
+//! Work on the repository itself: `cargo xtask tidy` checks its rules, `cargo xtask gen` writes its generated pages.
+//!
+//! A rule lives here when neither the compiler nor clippy can hold it: which crate may know which, what a file
+//! must look like, and that a generated page is what its source says. Each check is a function from text to
+//! findings, so that its tests show it failing. Deliberately absent: anything that builds or releases.
+
+mod edges;
+mod finding;
+mod leaks;
+mod lex;
+mod reference;
+mod repository;
+mod shape;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::{finding::Finding, repository::Repository};
+
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool answers on its terminal"
+)]
+fn main() -> ExitCode {
+    let verb = std::env::args().nth(1).unwrap_or_default();
+    match run(&verb) {
+        Ok(lines) if lines.is_empty() => ExitCode::SUCCESS,
+        Ok(lines) => {
+            for line in &lines {
+                println!("{line}");
+            }
+            if verb == "tidy" {
+                eprintln!("tidy: {} findings", lines.len());
+                return ExitCode::FAILURE;
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &str) -> Result<Vec<String>> {
+    let repository = Repository::here()?;
+    match verb {
+        "tidy" => Ok(tidy(&repository)?.iter().map(Finding::to_string).collect()),
+        "gen" => reference::write(repository.root()),
+        _ => bail!("usage: cargo xtask tidy|gen"),
+    }
+}
+
+/// Every check over every file, in the order of the files.
+fn tidy(repository: &Repository) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for path in repository.files() {
+        let Some(text) = repository.read(path)? else {
+            continue;
+        };
+        findings.extend(leaks::check(path, &text));
+        findings.extend(shape::check_path(path));
+        if path.ends_with("Cargo.toml") && path != "Cargo.toml" {
+            findings.extend(edges::check_manifest(path, &text));
+        }
+        if path.ends_with(".rs") {
+            let source = lex::Source::new(&text);
+            findings.extend(shape::check_source(path, &text, &source));
+            findings.extend(edges::check_imports(path, &source));
+        }
+    }
+    findings.extend(reference::check(repository.root())?);
+    Ok(findings)
+}
