@@ -1,0 +1,67 @@
+//! What we ask of the operating system beyond the standard library, one question per function.
+//!
+//! This is the one module that may hold `unsafe`; it holds none as long as a maintained crate makes the call safely.
+//! Deliberately absent: decisions. Callers say what an answer means.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use parking_lot::Mutex;
+use rustix::fs::Mode;
+
+// The mask belongs to the process: a directory made by another thread meanwhile would lose its search bit.
+static UMASK: Mutex<()> = Mutex::new(());
+
+/// Runs `body` while new files get no bits for group and others and no execute bit; puts the old mask back after it.
+pub fn with_private_umask<T>(body: impl FnOnce() -> T) -> T {
+    struct Restore(Mode);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            rustix::process::umask(self.0);
+        }
+    }
+    let _alone = UMASK.lock();
+    let _restore = Restore(rustix::process::umask(Mode::from_raw_mode(0o177)));
+    body()
+}
+
+/// Runs `body`, which makes directories, while no [`with_private_umask`] is under way.
+pub fn without_private_umask<T>(body: impl FnOnce() -> T) -> T {
+    let _alone = UMASK.lock();
+    body()
+}
+
+/// The user that this process acts as.
+#[must_use]
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// The buffer sizes that a socket really got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BufferSizes {
+    /// Bytes for what has arrived and was not read.
+    pub receive: usize,
+    /// Bytes for what was written and has not left.
+    pub send: usize,
+}
+
+/// Raises a socket's buffers to `bytes` as far as allowed: past the system's limit when we hold `CAP_NET_ADMIN`.
+///
+/// # Errors
+/// When the socket does not tell its sizes.
+pub fn raise_buffers(socket: impl AsFd, bytes: usize) -> io::Result<BufferSizes> {
+    use rustix::net::sockopt;
+    let socket = socket.as_fd();
+    if sockopt::set_socket_recv_buffer_size_force(socket, bytes).is_err() {
+        // A smaller buffer works, only worse; what we got is reported below.
+        sockopt::set_socket_recv_buffer_size(socket, bytes).ok();
+    }
+    if sockopt::set_socket_send_buffer_size_force(socket, bytes).is_err() {
+        sockopt::set_socket_send_buffer_size(socket, bytes).ok();
+    }
+    Ok(BufferSizes {
+        receive: sockopt::socket_recv_buffer_size(socket)?,
+        send: sockopt::socket_send_buffer_size(socket)?,
+    })
+}

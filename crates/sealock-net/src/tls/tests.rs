@@ -1,0 +1,1 @@
+//! Each boundary against each role.
