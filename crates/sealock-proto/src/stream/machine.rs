@@ -325,10 +325,10 @@ impl Stream {
         Ok(())
     }
 
-    /// The leg of the current epoch died: the stream parks until the resume window is over.
-    pub fn detach(&mut self, now: Instant) {
+    /// The leg of `epoch` died: when it is the current one, the stream parks until the resume window is over.
+    pub fn detach(&mut self, now: Instant, epoch: Epoch) {
         self.now = now;
-        if self.leg == Leg::None {
+        if self.leg == Leg::None || epoch != self.epoch {
             return;
         }
         self.leg = Leg::None;
