@@ -24,6 +24,7 @@
 
 pub mod address;
 pub mod api;
+pub mod config;
 pub mod fact;
 pub mod identity;
 pub mod name;

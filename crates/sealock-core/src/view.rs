@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::identity::AgentId;
 use crate::name::{AgentName, GroupName, ServiceName, TenantName};
-use crate::policy::Rule;
+use crate::policy::{Action, Decision, Explanation, Question, Rule, RuleSet};
 
 /// Counts the changes of a tenant's view; it only grows.
 #[derive(
@@ -30,7 +31,7 @@ pub struct Head {
     /// The view's version.
     pub version: ViewVersion,
     /// When the controller made it.
-    pub issued_at: jiff::Timestamp,
+    pub issued_at: Timestamp,
     /// The SHA-256 over all entries, see [`Entries::digest`], in lower-case hex.
     pub digest: String,
 }
@@ -72,19 +73,14 @@ impl Entries {
     /// # Panics
     /// Never: entries hold only text, numbers and lists, which JSON can always express.
     pub fn put_entry(&mut self, entry: &Entry) {
-        let (key, value) = match entry {
-            Entry::Rule(rule) => (format!("rule/{}", rule.id), serde_json::to_vec(rule)),
-            Entry::Service(service) => (
-                format!("service/{}", service.name),
-                serde_json::to_vec(service),
-            ),
-            Entry::Agent(agent) => (format!("agent/{}", agent.name), serde_json::to_vec(agent)),
-            Entry::Revoked(revoked) => (
-                format!("revoked/{}", revoked.serial),
-                serde_json::to_vec(revoked),
-            ),
+        let value = match entry {
+            Entry::Rule(rule) => serde_json::to_vec(rule),
+            Entry::Service(service) => serde_json::to_vec(service),
+            Entry::Agent(agent) => serde_json::to_vec(agent),
+            Entry::Revoked(revoked) => serde_json::to_vec(revoked),
         };
-        self.put(key, value.expect("an entry is always expressible in JSON"));
+        let value = value.expect("an entry is always expressible in JSON");
+        self.put(entry.key(), value);
     }
 
     /// Every entry, in key order.
@@ -160,6 +156,41 @@ pub enum Entry {
     Revoked(Revoked),
 }
 
+impl Entry {
+    /// The key under which the entry lies.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match self {
+            Self::Rule(rule) => format!("rule/{}", rule.id),
+            Self::Service(service) => format!("service/{}", service.name),
+            Self::Agent(agent) => format!("agent/{}", agent.name),
+            Self::Revoked(revoked) => format!("revoked/{}", revoked.serial),
+        }
+    }
+
+    /// Reads an entry, which must lie under its own key.
+    fn read(key: &str, value: &[u8]) -> Result<Self, ViewError> {
+        let key_text = || key.to_owned();
+        let bad = |source| ViewError::Entry {
+            key: key_text(),
+            source,
+        };
+        let entry = match key.split_once('/').map(|(kind, _)| kind) {
+            Some("rule") => serde_json::from_slice(value).map(Self::Rule),
+            Some("service") => serde_json::from_slice(value).map(Self::Service),
+            Some("agent") => serde_json::from_slice(value).map(Self::Agent),
+            Some("revoked") => serde_json::from_slice(value).map(Self::Revoked),
+            Some(_) | None => return Err(ViewError::UnknownKind { key: key_text() }),
+        };
+        let entry = entry.map_err(bad)?;
+        if entry.key() == key {
+            Ok(entry)
+        } else {
+            Err(ViewError::Misplaced { key: key_text() })
+        }
+    }
+}
+
 /// A service and the agents that may provide it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -195,7 +226,7 @@ pub struct Revoked {
     /// The SHA-256 of its SubjectPublicKeyInfo, lower-case hex: a re-signed copy is revoked with it.
     pub key_digest: String,
     /// When the certificate ends by itself, after which the entry is dropped.
-    pub expires: jiff::Timestamp,
+    pub expires: Timestamp,
 }
 
 /// Why entries are not a view.
@@ -215,6 +246,12 @@ pub enum ViewError {
         /// What was wrong.
         source: serde_json::Error,
     },
+    /// An entry that lies under the key of another.
+    #[error("the entry `{key}` holds what belongs under another key")]
+    Misplaced {
+        /// The entry's key.
+        key: String,
+    },
     /// An entry of a kind that this version does not know: it may hold a restriction, so the view is not used.
     #[error("the entry `{key}` is of a kind that this version does not know: upgrade this node")]
     UnknownKind {
@@ -228,8 +265,7 @@ pub enum ViewError {
 pub struct View {
     /// Which version of which tenant this is.
     pub head: Head,
-    /// The lines of policy.
-    pub rules: Vec<Rule>,
+    rules: RuleSet,
     services: BTreeMap<ServiceName, Service>,
     agents: BTreeMap<AgentName, Agent>,
     revoked_keys: BTreeMap<String, AgentName>,
@@ -247,48 +283,122 @@ impl View {
                 version: head.version,
             });
         }
+        let mut rules = Vec::new();
         let mut view = Self {
             head,
-            rules: Vec::new(),
+            rules: RuleSet::default(),
             services: BTreeMap::new(),
             agents: BTreeMap::new(),
             revoked_keys: BTreeMap::new(),
             revoked_serials: BTreeMap::new(),
         };
         for (key, value) in entries.iter() {
-            view.take(key, value)?;
+            view.take(Entry::read(key, value)?, &mut rules);
         }
+        view.rules = RuleSet::new(rules);
         Ok(view)
     }
 
-    fn take(&mut self, key: &str, value: &[u8]) -> Result<(), ViewError> {
-        let bad = |source| ViewError::Entry {
-            key: key.to_owned(),
-            source,
-        };
-        match key.split_once('/').map(|(kind, _)| kind) {
-            Some("rule") => self.rules.push(serde_json::from_slice(value).map_err(bad)?),
-            Some("service") => {
-                let service: Service = serde_json::from_slice(value).map_err(bad)?;
+    fn take(&mut self, entry: Entry, rules: &mut Vec<Rule>) {
+        match entry {
+            Entry::Rule(rule) => rules.push(rule),
+            Entry::Service(service) => {
                 self.services.insert(service.name.clone(), service);
             }
-            Some("agent") => {
-                let agent: Agent = serde_json::from_slice(value).map_err(bad)?;
+            Entry::Agent(agent) => {
                 self.agents.insert(agent.name.clone(), agent);
             }
-            Some("revoked") => {
-                let revoked: Revoked = serde_json::from_slice(value).map_err(bad)?;
+            Entry::Revoked(revoked) => {
                 self.revoked_keys
                     .insert(revoked.key_digest, revoked.agent.clone());
                 self.revoked_serials.insert(revoked.serial, revoked.agent);
             }
-            Some(_) | None => {
-                return Err(ViewError::UnknownKind {
-                    key: key.to_owned(),
-                });
-            }
         }
-        Ok(())
+    }
+
+    /// Decides whether `caller` may do `action` to the service.
+    ///
+    /// Callers of another tenant and callers that the controller does not know are denied before any rule is asked. A
+    /// service that does not exist is told apart from a forbidden one only to those whom a rule allows its name.
+    #[must_use]
+    pub fn judge(
+        &self,
+        caller: &AgentId,
+        action: Action,
+        service: &ServiceName,
+        now: Timestamp,
+    ) -> Decision {
+        let question = match self.question(caller, action, service) {
+            Ok(question) => question,
+            Err(decision) => return decision,
+        };
+        self.tell(&question, self.rules.decide(&question, now))
+    }
+
+    /// Decides as [`Self::judge`] does, and tells of every rule that applied or came near.
+    #[must_use]
+    pub fn why(
+        &self,
+        caller: &AgentId,
+        action: Action,
+        service: &ServiceName,
+        now: Timestamp,
+    ) -> Explanation {
+        match self.question(caller, action, service) {
+            Ok(question) => {
+                let mut explanation = self.rules.explain(&question, now);
+                explanation.decision = self.tell(&question, explanation.decision);
+                explanation
+            }
+            Err(decision) => Explanation {
+                decision,
+                rules: Vec::new(),
+            },
+        }
+    }
+
+    /// The question with all that the view knows of its caller and service, or why it is not even asked.
+    fn question<'a>(
+        &'a self,
+        caller: &'a AgentId,
+        action: Action,
+        service: &'a ServiceName,
+    ) -> Result<Question<'a>, Decision> {
+        if caller.tenant != self.head.tenant {
+            return Err(Decision::ForeignCaller);
+        }
+        let Some(agent) = self.agents.get(&caller.name) else {
+            return Err(Decision::UnknownCaller);
+        };
+        Ok(Question {
+            caller,
+            groups: &agent.groups,
+            labels: &agent.labels,
+            action,
+            service,
+            service_labels: self.services.get(service).map(|it| &it.labels),
+        })
+    }
+
+    /// Nothing can be opened that is not there; a name that nobody provides yet can be provided.
+    fn tell(&self, question: &Question<'_>, decision: Decision) -> Decision {
+        let missing =
+            question.action == Action::Open && !self.services.contains_key(question.service);
+        match decision {
+            Decision::Allowed { rule } if missing => Decision::NoSuchService { rule },
+            Decision::Allowed { .. }
+            | Decision::Denied { .. }
+            | Decision::NoRule
+            | Decision::ForeignCaller
+            | Decision::UnknownCaller
+            | Decision::NoSuchService { .. } => decision,
+        }
+    }
+
+    /// The lines of policy.
+    #[must_use]
+    pub fn rules(&self) -> &RuleSet {
+        &self.rules
     }
 
     /// The service of this name, if the tenant has one.
@@ -318,5 +428,194 @@ impl View {
     #[must_use]
     pub fn knows(&self, agent: &AgentId) -> bool {
         agent.tenant == self.head.tenant && self.agents.contains_key(&agent.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reason::Reason;
+
+    fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("a name")
+    }
+
+    fn agent(text: &str) -> AgentId {
+        let (tenant, agent) = text.split_once('/').expect("tenant/name");
+        AgentId {
+            tenant: name(tenant),
+            name: name(agent),
+        }
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-05T12:00:00Z".parse().expect("RFC 3339")
+    }
+
+    fn rule(id: &str, effect: &str, caller: &str, service: &str) -> Entry {
+        let json = format!(
+            r#"{{"id":"{id}","effect":"{effect}","callers":["{caller}"],"services":["{service}"],"actions":["open","provide"]}}"#
+        );
+        Entry::Rule(serde_json::from_str(&json).expect("a rule"))
+    }
+
+    fn entries() -> Entries {
+        let mut entries = Entries::default();
+        let known = |agent: &str, groups: &[&str]| {
+            Entry::Agent(Agent {
+                name: name(agent),
+                groups: groups.iter().map(|it| name(it)).collect(),
+                labels: BTreeMap::new(),
+            })
+        };
+        let service = |service: &str, tier: &str| {
+            Entry::Service(Service {
+                name: name(service),
+                providers: BTreeSet::from([name("host")]),
+                labels: BTreeMap::from([("tier".to_owned(), tier.to_owned())]),
+            })
+        };
+        for entry in [
+            known("ana", &["ops"]),
+            known("bob", &[]),
+            known("carl", &["audit"]),
+            service("web", "open"),
+            service("vault", "secret"),
+            rule("ops-all", "allow", "group:ops", "*"),
+            rule("bob-web", "allow", "bob", "web*"),
+            rule("carl-all", "allow", "carl", "*"),
+            rule("carl-no-secrets", "deny", "carl", "label:tier=secret"),
+            Entry::Revoked(Revoked {
+                agent: name("eve"),
+                serial: "0a".to_owned(),
+                key_digest: "ff".to_owned(),
+                expires: now(),
+            }),
+        ] {
+            entries.put_entry(&entry);
+        }
+        entries
+    }
+
+    fn head(entries: &Entries) -> Head {
+        Head {
+            tenant: name("t"),
+            version: ViewVersion(7),
+            issued_at: now(),
+            digest: entries.digest(),
+        }
+    }
+
+    fn view() -> View {
+        let entries = entries();
+        View::read(head(&entries), &entries).expect("a good view")
+    }
+
+    #[test]
+    fn one_altered_byte_is_found_out() {
+        let entries = entries();
+        let head = head(&entries);
+        for (key, value) in entries.iter() {
+            let mut altered = entries.clone();
+            let mut bytes = value.to_vec();
+            bytes[0] ^= 1;
+            altered.put(key.to_owned(), bytes);
+            let error = View::read(head.clone(), &altered).expect_err("altered");
+            assert!(matches!(error, ViewError::Digest { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_entry_of_an_unknown_kind_refuses_the_whole_view() {
+        for key in ["quota/web", "rule", ""] {
+            let mut entries = entries();
+            entries.put(key.to_owned(), b"{}".to_vec());
+            let error = View::read(head(&entries), &entries).expect_err("unknown");
+            assert!(matches!(error, ViewError::UnknownKind { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_or_lies_elsewhere_refuses_the_whole_view() {
+        let mut broken = entries();
+        broken.put("rule/x".to_owned(), b"{\"id\":\"x\"}".to_vec());
+        let error = View::read(head(&broken), &broken).expect_err("broken");
+        assert!(matches!(error, ViewError::Entry { .. }), "{error}");
+
+        let mut moved = entries();
+        moved.put(
+            "agent/eve".to_owned(),
+            br#"{"name":"ana","groups":["ops"]}"#.to_vec(),
+        );
+        let error = View::read(head(&moved), &moved).expect_err("misplaced");
+        assert!(matches!(error, ViewError::Misplaced { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_delta_leads_to_the_same_digest() {
+        let (old, mut newer) = (entries(), entries());
+        newer.put_entry(&rule("new", "deny", "*", "*"));
+        newer.0.remove("agent/bob");
+        let mut applied = old.clone();
+        applied.apply(old.delta_to(&newer));
+        assert_eq!(applied.digest(), newer.digest());
+    }
+
+    #[test]
+    fn a_certificate_is_revoked_by_its_serial_or_its_key() {
+        let view = view();
+        for (serial, key, revoked) in [
+            ("0a", "00", true),
+            ("0b", "ff", true),
+            ("0b", "00", false),
+            ("ff", "0a", false),
+        ] {
+            assert_eq!(view.is_revoked(serial, key), revoked, "{serial} {key}");
+        }
+    }
+
+    #[test]
+    fn judges_with_what_it_knows_of_caller_and_service() {
+        let view = view();
+        for (caller, service, decision) in [
+            ("t/ana", "vault", "allowed by rule `ops-all`"),
+            ("t/bob", "web", "allowed by rule `bob-web`"),
+            ("t/bob", "vault", "denied: no rule allows it"),
+            ("t/carl", "vault", "denied by rule `carl-no-secrets`"),
+            ("t/carl", "web", "allowed by rule `carl-all`"),
+            ("t/eve", "web", "denied: the caller is not known"),
+            (
+                "u/ana",
+                "web",
+                "denied: the caller belongs to another tenant",
+            ),
+        ] {
+            let judged = view.judge(&agent(caller), Action::Open, &name(service), now());
+            assert_eq!(judged.to_string(), decision, "{caller} {service}");
+            let why = view.why(&agent(caller), Action::Open, &name(service), now());
+            assert_eq!(why.decision, judged);
+        }
+    }
+
+    #[test]
+    fn nobody_learns_whether_a_forbidden_service_exists() {
+        let view = view();
+        let reason = |caller: &str, service: &str| {
+            view.judge(&agent(caller), Action::Open, &name(service), now())
+                .reason()
+        };
+        // `vault` exists, `nothing` does not.
+        for caller in ["t/bob", "t/carl", "t/eve", "u/ana"] {
+            assert_eq!(reason(caller, "vault"), Some(Reason::PolicyDenied));
+            assert_eq!(reason(caller, "nothing"), Some(Reason::PolicyDenied));
+        }
+        assert_eq!(reason("t/ana", "nothing"), Some(Reason::NoSuchService));
+        assert_eq!(reason("t/bob", "web2"), Some(Reason::NoSuchService));
+    }
+
+    #[test]
+    fn a_name_that_nobody_provides_yet_can_be_provided() {
+        let judged = view().judge(&agent("t/ana"), Action::Provide, &name("new"), now());
+        assert!(judged.is_allowed(), "{judged}");
     }
 }
