@@ -657,6 +657,18 @@ impl Stream {
         self.leg == Leg::None
     }
 
+    /// Whether the current leg carries the stream: both sides have attached.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.leg == Leg::Live
+    }
+
+    /// Whether the stream is over or about to be: reads and writes of bytes are no more.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.ending != Ending::Open
+    }
+
     /// The counters of both directions, for status pages, metrics and checkers.
     #[must_use]
     pub fn progress_report(&self) -> Progress {
