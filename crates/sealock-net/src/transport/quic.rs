@@ -1,0 +1,412 @@
+//! QUIC by the noq library, which no other module names.
+
+mod stream;
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use noq::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
+use noq::{ConnectionError, EndpointConfig, PathId, TokioRuntime, TransportConfig, VarInt};
+use rustls_pki_types::CertificateDer;
+use sealock_core::reason::Reason;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::Instant;
+
+use super::{Alert, ConnectError, Lost, Settings, TransportKeys};
+use crate::identity::PeerIdentity;
+use crate::sys;
+use crate::tls::verify::VerifyError;
+use crate::tls::{UNUSED_NAME, peer_identity};
+
+pub use stream::{BiStream, RecvHalf, SendHalf, StreamIo};
+
+// More than ~1 000 gaps in one stream end the whole connection, and 2 MiB are ~1 700 packets: the most that is safe.
+const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024; // 1 Gbit/s at 128 ms
+const SOCKET_BUFFER: usize = 8 * 1024 * 1024; // 1 000 agents that return at once lose no handshake packet
+const INCOMING_BUFFER: u64 = 16 * 1024; // a first flight with a post-quantum key is 2 packets; early data is off
+const INCOMING_TOTAL: u64 = 16 * 1024 * 1024; // half of the memory that strangers may use
+const INCOMING_QUEUE: usize = 1_024;
+
+fn transport(settings: &Settings, dials: bool) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    let idle =
+        noq::IdleTimeout::try_from(settings.idle_timeout).unwrap_or_else(|_| VarInt::MAX.into());
+    config
+        .max_concurrent_bidi_streams(settings.streams.into())
+        .max_concurrent_uni_streams(VarInt::from_u32(0)) // the protocol has none
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(CONNECTION_WINDOW.into())
+        .send_window(CONNECTION_WINDOW.into())
+        .datagram_receive_buffer_size(None) // the protocol has none
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(dials.then_some(settings.keep_alive))
+        .enable_segmentation_offload(true)
+        .congestion_controller_factory(Arc::new(noq::congestion::CubicConfig::default()));
+    config
+}
+
+/// A UDP socket from which and to which connections are made.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    inner: noq::Endpoint,
+    settings: Settings,
+}
+
+impl Endpoint {
+    /// An endpoint that only dials, from any port and both address families where the machine has them.
+    ///
+    /// # Errors
+    /// When no socket can be had. Must be called within the runtime.
+    pub fn client(settings: Settings) -> io::Result<Self> {
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let socket = bind(any).or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into()))?;
+        let keys = TransportKeys::generate();
+        Self::on(socket, None, settings, &keys)
+    }
+
+    /// An endpoint that listens at `address`, and can dial as well.
+    ///
+    /// # Errors
+    /// When the address is not free. Must be called within the runtime.
+    pub fn server(
+        address: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+        settings: Settings,
+        keys: &TransportKeys,
+    ) -> io::Result<Self> {
+        let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+        let mut config = noq::ServerConfig::with_crypto(Arc::new(crypto));
+        config
+            .transport_config(Arc::new(transport(&settings, false)))
+            .max_incoming(INCOMING_QUEUE)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_TOTAL);
+        Self::on(bind(address)?, Some(config), settings, keys)
+    }
+
+    fn on(
+        socket: Socket,
+        server: Option<noq::ServerConfig>,
+        settings: Settings,
+        keys: &TransportKeys,
+    ) -> io::Result<Self> {
+        let sizes = sys::raise_buffers(&socket, SOCKET_BUFFER)?;
+        tracing::debug!(
+            receive = sizes.receive,
+            send = sizes.send,
+            "socket buffers are set"
+        );
+        let mut config = EndpointConfig::new(Arc::new(keys.reset_key()));
+        let ids = keys.connection_ids();
+        config.cid_generator(Arc::new(move || Box::new(ids.clone())));
+        let runtime = Arc::new(TokioRuntime);
+        let inner = noq::Endpoint::new(config, server, socket.into(), runtime)?;
+        Ok(Self { inner, settings })
+    }
+
+    /// The address that the socket is bound to.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    /// Connects, and returns when the other side has accepted our certificate as well.
+    ///
+    /// # Errors
+    /// When the other side is not reached, is not whom `tls` expects, or does not accept us.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the attempt up.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        tls: Arc<rustls::ClientConfig>,
+        deadline: Instant,
+    ) -> Result<Connection, ConnectError> {
+        let crypto = QuicClientConfig::try_from(tls).map_err(|_| ConnectError::Endpoint)?;
+        let mut config = noq::ClientConfig::new(Arc::new(crypto));
+        config
+            .transport_config(Arc::new(transport(&self.settings, true)))
+            .token_store(Arc::new(noq::NoneTokenStore)); // a token would link our connections
+        let connecting = self
+            .inner
+            .connect_with(config, address, UNUSED_NAME)
+            .map_err(|error| connect_error(&error, address))?;
+        let handshake = async {
+            let connection = connecting.await?;
+            // In TLS 1.3 a client is done before the server has seen its certificate.
+            connection.handshake_confirmed().await?;
+            Ok(connection)
+        };
+        finish(handshake, deadline).await
+    }
+
+    /// Waits for somebody at the door; nothing is done for them before [`Incoming::handshake`].
+    ///
+    /// Returns nothing when the endpoint is closed.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn accept(&self) -> Option<Incoming> {
+        Some(Incoming(self.inner.accept().await?))
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.inner.open_connections()
+    }
+
+    /// Closes every connection and accepts no more.
+    pub fn close(&self, reason: Reason) {
+        self.inner.close(reason.number().into(), b"");
+    }
+
+    /// Waits until peers have been told of closed connections, or three round trips have passed.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn wait_idle(&self) {
+        self.inner.wait_idle().await;
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    if address.ip().is_unspecified() && address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Somebody at the door, of whom only the address is known. Dropping it refuses.
+#[derive(Debug)]
+pub struct Incoming(noq::Incoming);
+
+impl Incoming {
+    /// Where it claims to be.
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        canonical(self.0.remote_address())
+    }
+
+    /// Whether it proved that it receives what is sent to its address.
+    #[must_use]
+    pub fn is_validated(&self) -> bool {
+        self.0.remote_address_validated()
+    }
+
+    /// Asks it to prove its address and come again; refuses it when it has done so already.
+    pub fn retry(self) {
+        if let Err(error) = self.0.retry() {
+            error.into_incoming().refuse();
+        }
+    }
+
+    /// Tells it that we do not talk to it.
+    pub fn refuse(self) {
+        self.0.refuse();
+    }
+
+    /// Lets it wait for an answer that never comes.
+    pub fn ignore(self) {
+        self.0.ignore();
+    }
+
+    /// Goes through the handshake.
+    ///
+    /// # Errors
+    /// When it is not done by the deadline, or the other side is not whom our TLS configuration expects.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the connection up.
+    pub async fn handshake(self, deadline: Instant) -> Result<Connection, ConnectError> {
+        let connecting = self.0.accept().map_err(failed_handshake)?;
+        finish(connecting, deadline).await
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+async fn finish(
+    handshake: impl Future<Output = Result<noq::Connection, ConnectionError>>,
+    deadline: Instant,
+) -> Result<Connection, ConnectError> {
+    let connection = tokio::time::timeout_at(deadline, handshake)
+        .await
+        .map_err(|_| ConnectError::Timeout)?
+        .map_err(failed_handshake)?;
+    let chain = connection
+        .peer_identity()
+        .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let peer =
+        peer_identity(chain.as_ref().map(|chain| chain.as_slice())).map_err(ConnectError::Leaf)?;
+    let alpn = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol);
+    let facts = Arc::new(Facts { peer, alpn });
+    Ok(Connection {
+        inner: connection,
+        facts,
+    })
+}
+
+fn connect_error(error: &noq::ConnectError, address: SocketAddr) -> ConnectError {
+    match error {
+        noq::ConnectError::InvalidRemoteAddress(_) => ConnectError::Address(address),
+        noq::ConnectError::EndpointStopping
+        | noq::ConnectError::CidsExhausted
+        | noq::ConnectError::InvalidServerName(_)
+        | noq::ConnectError::NoDefaultClientConfig
+        | noq::ConnectError::UnsupportedVersion => ConnectError::Endpoint,
+    }
+}
+
+const TLS_CODES: std::ops::RangeInclusive<u64> = 0x100..=0x1ff; // RFC 9001 §4.8
+
+fn failed_handshake(error: ConnectionError) -> ConnectError {
+    if let ConnectionError::TransportError(error) = &error
+        && let Some(tls) = error.crypto.as_deref()
+        && let Some(tls) = tls.downcast_ref::<rustls::Error>()
+    {
+        return match VerifyError::carried_by(tls) {
+            Some(error) => ConnectError::NotAuthentic(error),
+            None => ConnectError::Tls(tls.clone()),
+        };
+    }
+    if let ConnectionError::ConnectionClosed(close) = &error
+        && let code = u64::from(close.error_code)
+        && TLS_CODES.contains(&code)
+    {
+        let alert = Alert::from_number(code.to_le_bytes()[0]);
+        return ConnectError::NotAccepted { alert };
+    }
+    ConnectError::Lost(lost(&error))
+}
+
+fn lost(error: &ConnectionError) -> Lost {
+    match error {
+        ConnectionError::ApplicationClosed(close) => {
+            Lost::ByPeer(Reason::from_number(close.error_code.into_inner()))
+        }
+        ConnectionError::ConnectionClosed(close) => Lost::Transport {
+            code: close.error_code.into(),
+        },
+        ConnectionError::TransportError(error) => Lost::Transport {
+            code: error.code.into(),
+        },
+        ConnectionError::Reset => Lost::PeerRestarted,
+        ConnectionError::TimedOut => Lost::Silent,
+        ConnectionError::LocallyClosed => Lost::ByUs,
+        // RFC 9000 §20.1: PROTOCOL_VIOLATION and INTERNAL_ERROR name what the library reports without a code.
+        ConnectionError::VersionMismatch => Lost::Transport { code: 0x0a },
+        ConnectionError::CidsExhausted => Lost::Transport { code: 0x01 },
+    }
+}
+
+#[derive(Debug)]
+struct Facts {
+    peer: Option<PeerIdentity>,
+    alpn: Option<Vec<u8>>,
+}
+
+/// A connection whose both ends are known; clones are the same connection, and it closes when the last one and all of
+/// its streams are dropped.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    inner: noq::Connection,
+    facts: Arc<Facts>,
+}
+
+impl Connection {
+    /// Who the other side proved to be; nobody if it came without a certificate.
+    #[must_use]
+    pub fn peer(&self) -> Option<&PeerIdentity> {
+        self.facts.peer.as_ref()
+    }
+
+    /// The protocol that the handshake agreed on.
+    #[must_use]
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.facts.alpn.as_deref()
+    }
+
+    /// Opens a stream; waits while the other side allows no more.
+    ///
+    /// The other side sees it with the first bytes written.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn open_bi(&self) -> Result<BiStream, Lost> {
+        let (send, recv) = self.inner.open_bi().await.map_err(|error| lost(&error))?;
+        Ok(BiStream::new(send, recv))
+    }
+
+    /// Waits for a stream that the other side opens.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn accept_bi(&self) -> Result<BiStream, Lost> {
+        let (send, recv) = self.inner.accept_bi().await.map_err(|error| lost(&error))?;
+        Ok(BiStream::new(send, recv))
+    }
+
+    /// Lets the other side have this many streams open at once; fewer than before takes effect as streams end.
+    pub fn allow_streams(&self, streams: u32) {
+        self.inner.set_max_concurrent_bi_streams(streams.into());
+    }
+
+    /// Ends the connection and every stream in it.
+    pub fn close(&self, reason: Reason) {
+        self.inner.close(reason.number().into(), b"");
+    }
+
+    /// Waits until the connection has ended, and tells how.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn closed(&self) -> Lost {
+        lost(&self.inner.closed().await)
+    }
+
+    /// How the connection ended, if it has.
+    #[must_use]
+    pub fn close_reason(&self) -> Option<Lost> {
+        self.inner.close_reason().as_ref().map(lost)
+    }
+
+    /// The round-trip time as QUIC sees it.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.inner.rtt(PathId::ZERO)
+    }
+
+    /// Where the other side is; it may move.
+    #[must_use]
+    pub fn remote_address(&self) -> Option<SocketAddr> {
+        let path = self.inner.path(PathId::ZERO)?;
+        path.remote_address().ok().map(canonical)
+    }
+
+    /// A number that tells this connection from the others of the process.
+    #[must_use]
+    pub fn id(&self) -> usize {
+        self.inner.stable_id()
+    }
+}

@@ -1,0 +1,268 @@
+//! The two halves of a stream, and both of them as one reader and writer.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use sealock_core::reason::Reason;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::lost;
+use crate::transport::{Lost, ReadError, WriteError};
+
+/// A stream with both of its halves.
+#[derive(Debug)]
+pub struct BiStream {
+    /// Towards the other side.
+    pub send: SendHalf,
+    /// From the other side.
+    pub recv: RecvHalf,
+}
+
+impl BiStream {
+    pub(super) fn new(send: noq::SendStream, recv: noq::RecvStream) -> Self {
+        Self {
+            send: SendHalf {
+                inner: send,
+                ended: false,
+            },
+            recv: RecvHalf {
+                inner: recv,
+                ended: false,
+            },
+        }
+    }
+
+    /// The stream as one reader and writer, for libraries that want that.
+    #[must_use]
+    pub fn into_io(self) -> StreamIo {
+        StreamIo(self)
+    }
+
+    /// Gives both directions up.
+    pub fn reset(mut self, reason: Reason) {
+        self.send.reset(reason);
+        self.recv.stop(reason);
+    }
+}
+
+/// The half towards the other side. Dropped before [`Self::finish`] it resets, so a lost task is never a clean end.
+#[derive(Debug)]
+pub struct SendHalf {
+    inner: noq::SendStream,
+    ended: bool,
+}
+
+impl SendHalf {
+    /// Writes all of `bytes` without copying them; waits while the other side takes no more.
+    ///
+    /// # Errors
+    /// When the other side wants no more, or the connection is gone.
+    ///
+    /// # Cancel safety
+    /// A part may have been written; only a reset is sensible then.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), WriteError> {
+        self.inner.write_chunk(bytes).await.map_err(write_error)
+    }
+
+    /// Writes all of `chunks` without copying them.
+    ///
+    /// # Errors
+    /// When the other side wants no more, or the connection is gone.
+    ///
+    /// # Cancel safety
+    /// What has been written is cut off the front of the chunks, so the same call can be made again.
+    pub async fn write_all_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), WriteError> {
+        let written = self.inner.write_all_chunks(chunks).await;
+        written.map_err(write_error)
+    }
+
+    /// Ends this direction cleanly; what was written still arrives.
+    ///
+    /// # Errors
+    /// When the other side stopped the stream, or it has ended already.
+    pub fn finish(&mut self) -> Result<(), WriteError> {
+        self.ended = true;
+        self.inner.finish().map_err(|_| WriteError::Finished)
+    }
+
+    /// Gives this direction up; what was written may be lost.
+    pub fn reset(&mut self, reason: Reason) {
+        self.ended = true;
+        // An error says that the stream has ended already, which is all that is wanted.
+        self.inner.reset(reason.number().into()).ok();
+    }
+
+    /// Waits until the other side wants no more (the reason) or has received all after [`Self::finish`] (nothing).
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn stopped(&self) -> Result<Option<Reason>, Lost> {
+        match self.inner.stopped().await {
+            Ok(code) => Ok(code.map(given_up)),
+            Err(noq::StoppedError::ConnectionLost(error)) => Err(lost(&error)),
+            Err(noq::StoppedError::ZeroRttRejected) => Err(Lost::ByUs), // we never send early data
+        }
+    }
+
+    /// The stream's number in its connection.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.inner.id().into()
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The library would finish the stream, and the other side would take the rest for the whole.
+            self.reset(Reason::Cancelled);
+        }
+    }
+}
+
+/// The half from the other side. Dropped before its end it tells the other side to stop.
+#[derive(Debug)]
+pub struct RecvHalf {
+    inner: noq::RecvStream,
+    ended: bool,
+}
+
+impl RecvHalf {
+    /// The next bytes, at most `max` of them, without a copy; nothing at the clean end.
+    ///
+    /// # Errors
+    /// When the other side gave the stream up, or the connection is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, ReadError> {
+        let read = self.inner.read_chunk(max).await;
+        if matches!(read, Ok(None) | Err(_)) {
+            self.ended = true;
+        }
+        read.map_err(read_error)
+    }
+
+    /// Tells the other side that we want no more.
+    pub fn stop(&mut self, reason: Reason) {
+        self.ended = true;
+        // An error says that the stream has ended already, which is all that is wanted.
+        self.inner.stop(reason.number().into()).ok();
+    }
+
+    /// Waits until the other side gives the stream up (the reason), or all of it has arrived (nothing).
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn reset_received(&mut self) -> Result<Option<Reason>, Lost> {
+        match self.inner.received_reset().await {
+            Ok(code) => Ok(code.map(given_up)),
+            Err(noq::ResetError::ConnectionLost(error)) => Err(lost(&error)),
+            Err(noq::ResetError::ZeroRttRejected) => Err(Lost::ByUs), // we never send early data
+        }
+    }
+
+    /// The stream's number in its connection.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.inner.id().into()
+    }
+}
+
+impl Drop for RecvHalf {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.stop(Reason::Cancelled);
+        }
+    }
+}
+
+/// The reason in a reset or a stop. Neither is ever a clean end, whatever number the other side sends.
+fn given_up(code: noq::VarInt) -> Reason {
+    match Reason::from_number(code.into_inner()) {
+        Reason::Done => Reason::Unknown,
+        reason => reason,
+    }
+}
+
+fn read_error(error: noq::ReadError) -> ReadError {
+    match error {
+        noq::ReadError::Reset(code) => ReadError::Reset(given_up(code)),
+        noq::ReadError::ConnectionLost(error) => ReadError::Lost(lost(&error)),
+        noq::ReadError::ClosedStream | noq::ReadError::ZeroRttRejected => ReadError::Stopped,
+    }
+}
+
+fn write_error(error: noq::WriteError) -> WriteError {
+    match error {
+        noq::WriteError::Stopped(code) => WriteError::Stopped(given_up(code)),
+        noq::WriteError::ConnectionLost(error) => WriteError::Lost(lost(&error)),
+        noq::WriteError::ClosedStream | noq::WriteError::ZeroRttRejected => WriteError::Finished,
+    }
+}
+
+/// A stream as one reader and writer; errors carry their [`Reason`], see `Reason::carried_by`.
+///
+/// Shutting down finishes our direction; dropping it before that resets.
+#[derive(Debug)]
+pub struct StreamIo(BiStream);
+
+impl StreamIo {
+    /// The two halves again.
+    #[must_use]
+    pub fn into_stream(self) -> BiStream {
+        self.0
+    }
+}
+
+impl AsyncRead for StreamIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let recv = &mut self.0.recv;
+        let read = ready!(recv.inner.poll_read(cx, buffer.initialize_unfilled()));
+        match read {
+            Ok(length) => {
+                recv.ended |= length == 0 && buffer.remaining() > 0;
+                buffer.advance(length);
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => {
+                recv.ended = true;
+                Poll::Ready(Err(read_error(error).into()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for StreamIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.0.send.inner).poll_write(cx, bytes));
+        Poll::Ready(written.map_err(|error| write_error(error).into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // what was written is on its way by itself
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.0.send.ended {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Ready(self.0.send.finish().map_err(Into::into))
+    }
+}
