@@ -1,10 +1,13 @@
 //! TOML files of people: read with the place of every value, so that all errors are shown at once, each with its line.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+use crate::policy::Label;
 
 /// What is wrong with something that a person wrote.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -179,6 +182,11 @@ impl<'t> Document<'t> {
         (document, table.into_inner())
     }
 
+    /// The file's name in errors.
+    pub(crate) fn file(&self) -> &str {
+        self.file
+    }
+
     /// The line of a place, counted from 1.
     pub(crate) fn line(&self, at: usize) -> usize {
         self.line_starts.partition_point(|start| *start <= at)
@@ -322,6 +330,32 @@ impl<'a, 't> Section<'a, 't> {
             document.report(self.at.clone(), Problem::Missing { key });
         }
         item
+    }
+
+    /// A table of labels, empty when the key is absent; every bad label is noted.
+    pub(crate) fn labels(
+        &self,
+        document: &mut Document<'_>,
+        key: &str,
+    ) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::new();
+        let Some(item) = self.get(key) else {
+            return labels;
+        };
+        let Some(table) = item.get_ref().as_table() else {
+            document.wrong_type(item, key, "a table of labels: write { KEY = \"VALUE\" }");
+            return labels;
+        };
+        for (name, item) in table {
+            let Some(value) = document.text(item, key) else {
+                continue;
+            };
+            let outcome = Label::new(name.get_ref(), &value);
+            if let Some(label) = document.accept(outcome, name.span(), key) {
+                labels.insert(label.key().to_owned(), label.value().to_owned());
+            }
+        }
+        labels
     }
 
     /// Notes every key that is none of `known`.

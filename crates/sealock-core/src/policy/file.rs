@@ -28,7 +28,6 @@ use crate::config::document::{Document, Item, Section};
 use crate::config::{FileError, Problem, Tombstone};
 use crate::identity::AgentId;
 use crate::name::{AgentName, GroupName, ServiceName, TenantName};
-use crate::policy::Label;
 
 /// The rules and test cases of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -297,8 +296,8 @@ fn test(
         Some(item) => word(document, item, "action", &Action::ALL, Action::as_str),
         None => Some(Action::Open),
     };
-    let labels = labels(document, section, "labels");
-    let service_labels = self::labels(document, section, "service_labels");
+    let labels = section.labels(document, "labels");
+    let service_labels = section.labels(document, "service_labels");
     let at = section
         .get("at")
         .and_then(|item| document.parsed(item, "at"));
@@ -313,32 +312,6 @@ fn test(
         at,
         expect: expect?,
     })
-}
-
-/// A table of labels; every bad one is noted.
-pub(crate) fn labels(
-    document: &mut Document<'_>,
-    section: &Section<'_, '_>,
-    key: &str,
-) -> BTreeMap<String, String> {
-    let Some(item) = section.get(key) else {
-        return BTreeMap::new();
-    };
-    let Some(table) = item.get_ref().as_table() else {
-        document.wrong_type(item, key, "a table of labels: write { KEY = \"VALUE\" }");
-        return BTreeMap::new();
-    };
-    let mut labels = BTreeMap::new();
-    for (name, item) in table {
-        let Some(value) = document.text(item, key) else {
-            continue;
-        };
-        let outcome = Label::new(name.get_ref(), &value);
-        if let Some(label) = document.accept(outcome, name.span(), key) {
-            labels.insert(label.key().to_owned(), label.value().to_owned());
-        }
-    }
-    labels
 }
 
 fn word<T: Copy>(
