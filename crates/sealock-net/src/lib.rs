@@ -9,3 +9,4 @@ pub mod sys;
 pub mod task;
 pub mod tls;
 pub mod transport;
+pub mod unix;

@@ -1,0 +1,1 @@
+//! The control socket as its callers meet it.
