@@ -47,6 +47,15 @@ impl<T> Fact<T> {
     }
 }
 
+/// The certificate that a caller proved to hold, in the form that revocations name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CertificateRef {
+    /// The serial number, lower-case hex.
+    pub serial: String,
+    /// The SHA-256 of its SubjectPublicKeyInfo, lower-case hex.
+    pub key_digest: String,
+}
+
 /// All that is known of a flow when it is judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -54,6 +63,8 @@ pub struct Facts {
     pub tenant: TenantName,
     /// Who opened the flow.
     pub caller: Fact<AgentId>,
+    /// What the caller proved itself with, at the hops that asked it to.
+    pub certificate: Option<CertificateRef>,
     /// What it was opened to.
     pub service: Fact<ServiceName>,
 }

@@ -2,11 +2,18 @@
 //!
 //! Other crates name no TLS, QUIC or socket library; they use the types here. Deliberately absent: policy and roles.
 
+pub mod admin;
+pub mod e2e;
 pub mod files;
 pub mod identity;
+pub mod message;
 pub mod node_api;
+pub mod session;
+pub mod socket;
+pub mod stream;
 pub mod sys;
 pub mod task;
 pub mod tls;
 pub mod transport;
+pub mod views;
 pub mod unix;

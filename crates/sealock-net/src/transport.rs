@@ -239,6 +239,24 @@ impl WriteError {
     }
 }
 
+impl From<Lost> for Reason {
+    fn from(lost: Lost) -> Self {
+        lost.reason()
+    }
+}
+
+impl From<ReadError> for Reason {
+    fn from(error: ReadError) -> Self {
+        error.reason()
+    }
+}
+
+impl From<WriteError> for Reason {
+    fn from(error: WriteError) -> Self {
+        error.reason()
+    }
+}
+
 impl From<ReadError> for std::io::Error {
     fn from(error: ReadError) -> Self {
         error.reason().into()

@@ -62,6 +62,9 @@ pub enum Role {
 pub struct Epoch(pub u32);
 
 impl Epoch {
+    /// The epoch of a stream's first leg.
+    pub const FIRST: Self = Self(1);
+
     /// The epoch of the leg after this one, or `None` after four thousand million legs.
     #[must_use]
     pub fn next(self) -> Option<Self> {

@@ -10,6 +10,8 @@ use sealock_core::identity::AgentId;
 use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
 
+use crate::stream::Epoch;
+
 mod body;
 
 /// The version of the messages; also part of the ALPN, so two majors never meet.
@@ -38,15 +40,6 @@ impl std::fmt::Debug for StreamId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
     }
-}
-
-/// Counts the legs of a stream, from 1; a leg of a lower epoch than the newest is fenced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Epoch(pub u64);
-
-impl Epoch {
-    /// The epoch of a stream's first leg.
-    pub const FIRST: Self = Self(1);
 }
 
 /// An agent's first message: who the process is, beyond what its certificate says.

@@ -9,8 +9,10 @@ use sealock_core::identity::AgentId;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 
+use crate::stream::Epoch;
+
 use super::{
-    DecodeError, Epoch, Hello, Incoming, Message, Open, SERVICES_LIMIT, Services, StreamId, Welcome,
+    DecodeError, Hello, Incoming, Message, Open, SERVICES_LIMIT, Services, StreamId, Welcome,
 };
 
 const HELLO: u8 = 0x01;
@@ -60,8 +62,8 @@ struct ServicesBody {
 struct StreamBody {
     #[prost(bytes = "vec", tag = "1")]
     stream: Vec<u8>,
-    #[prost(uint64, tag = "2")]
-    epoch: u64,
+    #[prost(uint32, tag = "2")]
+    epoch: u32,
     #[prost(string, tag = "3")]
     service: String,
     #[prost(string, tag = "4")]

@@ -1,0 +1,115 @@
+//! A flow at its first moment: where it came in, what is known of it, and the side that waits for an answer.
+
+use bytes::Bytes;
+use sealock_core::fact::Facts;
+use sealock_core::reason::Reason;
+use sealock_net::e2e::Caller;
+use sealock_net::transport::BiStream;
+use sealock_proto::stream::Epoch;
+use sealock_proto::wire::{Message, StreamId};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::io::Io;
+
+/// Where flows can come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InletKind {
+    /// A local listener for one service.
+    Port,
+    /// The program's own standard input and output.
+    Stdio,
+    /// An open that came over a session.
+    Session,
+}
+
+impl InletKind {
+    /// The word in logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Stdio => "stdio",
+            Self::Session => "session",
+        }
+    }
+}
+
+/// A flow that wants to be.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Where it came in.
+    pub inlet: InletKind,
+    /// What is known of it.
+    pub facts: Facts,
+    /// Which leg of which stream it is, when it came over a session.
+    pub leg: Option<(StreamId, Epoch)>,
+    /// Who waits for an answer.
+    pub near: Near,
+}
+
+/// The side that a flow came from. It is answered exactly once: accepted or refused, both of which consume it.
+#[derive(Debug)]
+pub enum Near {
+    /// A TCP connection, accepted by the kernel; all it can be told is a reset.
+    Tcp(TcpStream),
+    /// A unix stream socket, accepted by the kernel.
+    Unix(UnixStream),
+    /// The program's own standard input and output; the exit code is the answer.
+    Stdio,
+    /// At a relay: the caller's leg. Its provider answers through the relay; only a refusal is the relay's own.
+    Leg(BiStream),
+    /// At a provider: a caller who proved its identity end to end and waits inside the encryption.
+    Sealed(Caller),
+}
+
+/// The most that is taken along with an open before it is answered.
+const EARLY_LIMIT: usize = 16 * 1024; // one TLS record
+
+impl Near {
+    /// What the near side has already sent, without waiting: it can travel with the open and save a round trip.
+    pub fn early(&mut self) -> Bytes {
+        let mut buffer = vec![0; EARLY_LIMIT];
+        let read = match self {
+            Self::Tcp(stream) => stream.try_read(&mut buffer),
+            Self::Unix(stream) => stream.try_read(&mut buffer),
+            Self::Stdio | Self::Leg(_) | Self::Sealed(_) => return Bytes::new(),
+        };
+        // An error and an end will show again when the flow is carried, where they are told from one another.
+        buffer.truncate(read.unwrap_or(0));
+        Bytes::from(buffer)
+    }
+
+    /// Answers that the way is open.
+    ///
+    /// # Errors
+    /// The reason why the near side can no longer be told.
+    pub async fn accept(self) -> Result<Io, Reason> {
+        match self {
+            Self::Tcp(stream) => Ok(Io::Tcp(stream)),
+            Self::Unix(stream) => Ok(Io::Unix(stream)),
+            Self::Stdio => Ok(Io::Stdio),
+            Self::Leg(leg) => Ok(Io::Leg(leg)),
+            Self::Sealed(caller) => {
+                caller.accept().await.map(|(reader, writer)| Io::Sealed(reader, writer))
+            }
+        }
+    }
+
+    /// Answers that there is no way, in the words that the near side understands.
+    pub async fn refuse(self, reason: Reason) {
+        match self {
+            Self::Tcp(stream) => Io::Tcp(stream).reset(reason),
+            Self::Unix(stream) => Io::Unix(stream).reset(reason),
+            Self::Stdio => {}
+            Self::Leg(mut leg) => {
+                // A refusal is a whole answer: the caller reads it, then a clean end.
+                let told = leg.send.write(Message::Refused(reason).encode()).await;
+                if told.and_then(|()| leg.send.finish()).is_err() {
+                    leg.send.reset(reason);
+                }
+                leg.recv.stop(reason);
+            }
+            Self::Sealed(caller) => caller.refuse(reason).await,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A hop: the pipe, run once for every flow.
+
+use std::sync::Arc;
+
+use sealock_core::reason::Reason;
+use tracing::Instrument;
+
+use crate::arrival::Arrival;
+use crate::audit::Audit;
+use crate::carry;
+use crate::live::{LiveFlow, LiveFlows};
+use crate::meter::Meter;
+use crate::name;
+use crate::outlet::{self, Opened};
+use crate::rule::{self, Judge, Refused};
+
+/// What a role brings to the pipe.
+#[derive(Clone)]
+pub struct Hop {
+    /// Decides and plans.
+    pub judge: Arc<dyn Judge>,
+    /// The flows that exist.
+    pub live: LiveFlows,
+    /// Where decisions are written down.
+    pub audit: Audit,
+    /// What is counted.
+    pub meter: Meter,
+}
+
+impl std::fmt::Debug for Hop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hop").field("live", &self.live).finish_non_exhaustive()
+    }
+}
+
+impl Hop {
+    /// Cuts every live flow that the policy of this moment no longer allows; returns how many.
+    pub fn rejudge(&self) -> usize {
+        let cut = self.live.rejudge(|facts| match self.judge.judge(facts) {
+            Ok(_) => Ok(()),
+            // The flow was allowed once, so what is missing now was taken back.
+            Err(Reason::PolicyDenied | Reason::NoSuchService) => Err(Reason::PolicyRevoked),
+            Err(reason) => Err(reason),
+        });
+        if cut > 0 {
+            tracing::info!(flows = cut, "policy took permits back");
+        }
+        cut
+    }
+}
+
+/// Runs one flow from its arrival to its end, and says why it ended.
+pub async fn run(hop: &Hop, arrival: Arrival) -> Reason {
+    let named = name::settle(arrival);
+    match rule::decide(hop.judge.as_ref(), &hop.live, &hop.audit, named) {
+        Ok(ruled) => {
+            let flow = ruled.permit.flow();
+            let span = tracing::info_span!("flow", flow_id = %flow.id, inlet = flow.inlet.as_str());
+            hop.meter.began(flow.inlet);
+            go_on(hop, ruled).instrument(span).await
+        }
+        Err(refused) => {
+            let Refused { named, reason } = *refused;
+            hop.meter.refused(named.inlet, &named.facts, reason);
+            named.near.refuse(reason).await;
+            reason
+        }
+    }
+}
+
+async fn go_on(hop: &Hop, ruled: rule::Ruled) -> Reason {
+    let (opened, permit) = match outlet::open(ruled).await {
+        Ok(opened) => opened,
+        Err(failed) => {
+            end(hop, failed.permit.flow(), failed.reason);
+            failed.near.refuse(failed.reason).await;
+            return failed.reason;
+        }
+    };
+    let Opened { near, far } = opened;
+    // Only here, with the far side open, is the near side accepted.
+    let reason = match near.accept().await {
+        Ok(near) => carry::carry(near, far, &permit).await,
+        Err(reason) => {
+            far.reset(reason);
+            reason
+        }
+    };
+    end(hop, permit.flow(), reason);
+    reason
+}
+
+fn end(hop: &Hop, flow: &LiveFlow, reason: Reason) {
+    hop.meter.ended(flow, reason);
+}

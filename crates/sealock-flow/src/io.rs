@@ -1,0 +1,191 @@
+//! What a flow's bytes come from and go to: every kind of socket behind two halves that pass `Bytes`.
+//!
+//! A half has four verbs with one meaning for every kind: read a chunk or a clean end, write a chunk, finish (a clean
+//! end that the other side sees as such) and reset (an end that the other side never takes for a clean one).
+//! Between two legs nothing is copied: the chunk that one gave is the chunk that the other sends.
+
+use bytes::{Bytes, BytesMut};
+use sealock_core::reason::Reason;
+use sealock_net::e2e::{SealedReader, SealedWriter};
+use sealock_net::socket;
+use sealock_net::transport::{BiStream, RecvHalf, SendHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
+
+/// The most that is read at once from a socket. One buffer of this size lives while bytes move, none while a flow idles.
+const CHUNK: usize = 64 * 1024; // four TLS records; beyond this the measured gain is nil
+
+/// One side of a flow, whole.
+#[derive(Debug)]
+pub enum Io {
+    /// A TCP connection.
+    Tcp(TcpStream),
+    /// A unix stream socket.
+    Unix(UnixStream),
+    /// The program's own standard input and output.
+    Stdio,
+    /// A leg: one stream of a session, its bytes not looked at.
+    Leg(BiStream),
+    /// The plain side of a stream that is encrypted end to end.
+    Sealed(SealedReader, SealedWriter),
+}
+
+impl Io {
+    /// Parts the side into what is read and what is written.
+    #[must_use]
+    pub fn split(self) -> (Reader, Writer) {
+        match self {
+            Self::Tcp(stream) => {
+                let (reader, writer) = stream.into_split();
+                (Reader::Tcp(reader, BytesMut::new()), Writer::Tcp(writer))
+            }
+            Self::Unix(stream) => {
+                let (reader, writer) = stream.into_split();
+                (Reader::Unix(reader, BytesMut::new()), Writer::Unix(writer))
+            }
+            Self::Stdio => (
+                Reader::Stdin(tokio::io::stdin(), BytesMut::new()),
+                Writer::Stdout(tokio::io::stdout()),
+            ),
+            Self::Leg(leg) => (Reader::Leg(leg.recv), Writer::Leg(leg.send)),
+            Self::Sealed(reader, writer) => (Reader::Sealed(reader), Writer::Sealed(writer)),
+        }
+    }
+
+    /// Ends the side abnormally, unread and unanswered.
+    pub fn reset(self, reason: Reason) {
+        let (mut reader, mut writer) = self.split();
+        reader.stop(reason);
+        writer.reset(reason);
+    }
+}
+
+/// The half of a side that bytes come from.
+#[derive(Debug)]
+pub enum Reader {
+    /// A TCP connection, with the buffer that its next chunk goes to.
+    Tcp(tcp::OwnedReadHalf, BytesMut),
+    /// A unix stream socket, with the buffer that its next chunk goes to.
+    Unix(unix::OwnedReadHalf, BytesMut),
+    /// Standard input, with the buffer that its next chunk goes to.
+    Stdin(tokio::io::Stdin, BytesMut),
+    /// A leg.
+    Leg(RecvHalf),
+    /// The plain side of an encrypted stream.
+    Sealed(SealedReader),
+}
+
+impl Reader {
+    /// The next chunk; `None` at a clean end, which only the sender can make.
+    ///
+    /// # Errors
+    /// The reason why the other side ended abnormally.
+    ///
+    /// # Cancel safety
+    /// Safe: a chunk is either returned or still to be read.
+    pub async fn read(&mut self) -> Result<Option<Bytes>, Reason> {
+        match self {
+            Self::Tcp(half, buffer) => {
+                // Wait first, so that an idle flow holds no buffer.
+                half.readable().await.map_err(reset_by_peer)?;
+                buffer.reserve(CHUNK);
+                take(half.read_buf(buffer).await, buffer)
+            }
+            Self::Unix(half, buffer) => {
+                half.readable().await.map_err(reset_by_peer)?;
+                buffer.reserve(CHUNK);
+                take(half.read_buf(buffer).await, buffer)
+            }
+            Self::Stdin(stdin, buffer) => {
+                buffer.reserve(CHUNK);
+                take(stdin.read_buf(buffer).await, buffer)
+            }
+            Self::Leg(half) => Ok(half.read_chunk(CHUNK).await?),
+            Self::Sealed(half) => half.read().await,
+        }
+    }
+
+    /// Tells the other side that nothing more will be read, and why.
+    pub fn stop(&mut self, reason: Reason) {
+        match self {
+            // The abort of the write half resets the whole socket.
+            Self::Tcp(..) | Self::Unix(..) | Self::Stdin(..) => {}
+            Self::Leg(half) => half.stop(reason),
+            Self::Sealed(half) => half.stop(reason),
+        }
+    }
+}
+
+fn take(outcome: std::io::Result<usize>, buffer: &mut BytesMut) -> Result<Option<Bytes>, Reason> {
+    let length = outcome.map_err(reset_by_peer)?;
+    Ok((length > 0).then(|| buffer.split().freeze()))
+}
+
+/// A local program's socket ended abnormally; which side that is, the carrier knows.
+fn reset_by_peer(error: std::io::Error) -> Reason {
+    Reason::carried_by(&error).unwrap_or(Reason::NearReset)
+}
+
+/// The half of a side that bytes go to.
+#[derive(Debug)]
+pub enum Writer {
+    /// A TCP connection.
+    Tcp(tcp::OwnedWriteHalf),
+    /// A unix stream socket.
+    Unix(unix::OwnedWriteHalf),
+    /// Standard output.
+    Stdout(tokio::io::Stdout),
+    /// A leg.
+    Leg(SendHalf),
+    /// The plain side of an encrypted stream.
+    Sealed(SealedWriter),
+}
+
+impl Writer {
+    /// Writes a whole chunk.
+    ///
+    /// # Errors
+    /// The reason why the other side takes no more.
+    ///
+    /// # Cancel safety
+    /// Not safe: part of the chunk may be on its way. A cancelled write is followed by a reset only.
+    pub async fn write(&mut self, chunk: Bytes) -> Result<(), Reason> {
+        match self {
+            Self::Tcp(half) => half.write_all(&chunk).await.map_err(reset_by_peer),
+            Self::Unix(half) => half.write_all(&chunk).await.map_err(reset_by_peer),
+            Self::Stdout(stdout) => {
+                stdout.write_all(&chunk).await.map_err(reset_by_peer)?;
+                stdout.flush().await.map_err(reset_by_peer)
+            }
+            Self::Leg(half) => Ok(half.write(chunk).await?),
+            Self::Sealed(half) => half.write(chunk).await,
+        }
+    }
+
+    /// Ends this direction cleanly; the other one goes on.
+    ///
+    /// # Errors
+    /// The reason why the other side cannot be told.
+    pub async fn finish(&mut self) -> Result<(), Reason> {
+        match self {
+            Self::Tcp(half) => half.shutdown().await.map_err(reset_by_peer),
+            Self::Unix(half) => half.shutdown().await.map_err(reset_by_peer),
+            Self::Stdout(stdout) => stdout.shutdown().await.map_err(reset_by_peer),
+            Self::Leg(half) => Ok(half.finish()?),
+            Self::Sealed(half) => half.finish().await,
+        }
+    }
+
+    /// Ends the side abnormally: TCP sees RST, a leg RESET_STREAM, an encrypted stream RESET with the reason.
+    ///
+    /// A unix socket and standard output have no such sign; there the end is only early. For standard output the exit
+    /// code tells it.
+    pub fn reset(&mut self, reason: Reason) {
+        match self {
+            Self::Tcp(half) => socket::reset_on_close(half.as_ref()),
+            Self::Unix(_) | Self::Stdout(_) => {}
+            Self::Leg(half) => half.reset(reason),
+            Self::Sealed(half) => half.reset(reason),
+        }
+    }
+}

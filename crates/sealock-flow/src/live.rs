@@ -1,0 +1,166 @@
+//! Live flows and their permits: what policy can take back while bytes move.
+//!
+//! A flow is entered here before it is judged, so no change of policy can fall between its verdict and its entry. On
+//! every change the owner calls [`LiveFlows::rejudge`]; what is no longer allowed is cut with the reason.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use sealock_core::fact::Facts;
+use sealock_core::reason::Reason;
+use tokio::sync::Notify;
+
+use crate::arrival::InletKind;
+
+/// A flow's number in its process, for logs and access records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowId(pub u64);
+
+impl std::fmt::Display for FlowId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+/// A flow that exists at this hop.
+#[derive(Debug)]
+pub struct LiveFlow {
+    /// Its number.
+    pub id: FlowId,
+    /// Where it came in.
+    pub inlet: InletKind,
+    /// What is known of it.
+    pub facts: Facts,
+    /// When it arrived.
+    pub began: Instant,
+    /// Bytes from near to far.
+    pub bytes_up: AtomicU64,
+    /// Bytes from far to near.
+    pub bytes_down: AtomicU64,
+    revoked: OnceLock<Reason>,
+    wake: Notify,
+}
+
+impl LiveFlow {
+    /// Takes the flow's permit back; the first reason stays.
+    pub fn revoke(&self, reason: Reason) {
+        if self.revoked.set(reason).is_ok() {
+            self.wake.notify_waiters();
+        }
+    }
+}
+
+/// Every flow of a hop, bounded.
+#[derive(Debug, Clone)]
+pub struct LiveFlows {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    flows: Mutex<HashMap<FlowId, Arc<LiveFlow>>>,
+    next: AtomicU64,
+    limit: usize,
+}
+
+impl LiveFlows {
+    /// Room for at most `limit` flows at once.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        let inner = Inner { flows: Mutex::default(), next: AtomicU64::new(1), limit };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Enters a flow.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] when the hop is full: a new flow is refused rather than an old one hurt.
+    pub fn enter(&self, inlet: InletKind, facts: Facts) -> Result<Permit, Reason> {
+        let id = FlowId(self.inner.next.fetch_add(1, Ordering::Relaxed));
+        let flow = Arc::new(LiveFlow {
+            id,
+            inlet,
+            facts,
+            began: Instant::now(),
+            bytes_up: AtomicU64::new(0),
+            bytes_down: AtomicU64::new(0),
+            revoked: OnceLock::new(),
+            wake: Notify::new(),
+        });
+        let mut flows = self.inner.flows.lock();
+        if flows.len() >= self.inner.limit {
+            return Err(Reason::Overloaded);
+        }
+        flows.insert(id, Arc::clone(&flow));
+        drop(flows);
+        Ok(Permit { flow, live: self.clone() })
+    }
+
+    /// How many flows there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.flows.lock().len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every flow, as of now.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<LiveFlow>> {
+        self.inner.flows.lock().values().cloned().collect()
+    }
+
+    /// Judges every flow again and cuts those that `verdict` no longer allows; returns how many were cut.
+    pub fn rejudge(&self, verdict: impl Fn(&Facts) -> Result<(), Reason>) -> usize {
+        let cut = |flow: &Arc<LiveFlow>| match verdict(&flow.facts) {
+            Ok(()) => false,
+            Err(reason) => {
+                flow.revoke(reason);
+                true
+            }
+        };
+        self.list().iter().filter(|flow| cut(flow)).count()
+    }
+}
+
+/// A flow's right to be; ends with the flow.
+#[derive(Debug)]
+pub struct Permit {
+    flow: Arc<LiveFlow>,
+    live: LiveFlows,
+}
+
+impl Permit {
+    /// The flow that the permit is for.
+    #[must_use]
+    pub fn flow(&self) -> &LiveFlow {
+        &self.flow
+    }
+
+    /// Waits until policy takes the permit back.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn revoked(&self) -> Reason {
+        loop {
+            let woken = self.flow.wake.notified();
+            if let Some(&reason) = self.flow.revoked.get() {
+                return reason;
+            }
+            woken.await;
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.live.inner.flows.lock().remove(&self.flow.id);
+    }
+}

@@ -1,0 +1,63 @@
+//! A TCP connection to the program behind a service: every address of its name in turn, until one answers.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sealock_core::address::HostPort;
+use sealock_core::reason::Reason;
+use tokio::net::TcpStream;
+
+/// How long one address may take.
+const ADDRESS_DEADLINE: Duration = Duration::from_secs(5); // two retransmitted SYNs; a black hole must not eat it all
+/// How many addresses of a name are tried.
+const ADDRESS_LIMIT: usize = 4;
+
+/// Connects to the target.
+///
+/// # Errors
+/// Refused, unreachable or too slow; the last address decides.
+pub async fn open(target: &HostPort) -> Result<TcpStream, Reason> {
+    let mut last = Reason::TargetUnreachable;
+    for address in addresses(target).await?.into_iter().take(ADDRESS_LIMIT) {
+        match dial(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(reason) => last = reason,
+        }
+    }
+    Err(last)
+}
+
+async fn addresses(target: &HostPort) -> Result<Vec<SocketAddr>, Reason> {
+    if let Some(address) = target.as_socket_addr() {
+        return Ok(vec![address]);
+    }
+    let lookup = tokio::net::lookup_host((target.host(), target.port()));
+    match tokio::time::timeout(ADDRESS_DEADLINE, lookup).await {
+        Ok(Ok(found)) => Ok(found.collect()),
+        Ok(Err(error)) => {
+            tracing::debug!(err = %error, "the target's name has no address");
+            Err(Reason::TargetUnreachable)
+        }
+        Err(_elapsed) => Err(Reason::TargetTimeout),
+    }
+}
+
+async fn dial(address: SocketAddr) -> Result<TcpStream, Reason> {
+    match tokio::time::timeout(ADDRESS_DEADLINE, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            // Small writes of an application must not wait for acknowledgements that we hide from it.
+            stream.set_nodelay(true).map_err(|_| Reason::TargetUnreachable)?;
+            Ok(stream)
+        }
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
+            Err(Reason::TargetRefused)
+        }
+        Ok(Err(error)) if error.kind() == ErrorKind::TimedOut => Err(Reason::TargetTimeout),
+        Ok(Err(error)) => {
+            tracing::debug!(err = %error, "the target cannot be reached");
+            Err(Reason::TargetUnreachable)
+        }
+        Err(_elapsed) => Err(Reason::TargetTimeout),
+    }
+}

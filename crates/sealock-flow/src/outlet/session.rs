@@ -1,0 +1,88 @@
+//! Through a session: at an agent to a service, at a relay to the agent that provides it.
+//!
+//! The agent opens a leg at its relay and encrypts end to end on it, in one round trip: the handshake leaves together
+//! with the open. The relay opens a leg to the provider and is done; what it passes on from then on it cannot read.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sealock_core::identity::AgentId;
+use sealock_core::reason::Reason;
+use sealock_net::e2e::{Call, EndToEnd};
+use sealock_net::session::Sessions;
+use sealock_net::transport::Connection;
+use sealock_net::views::ViewStore;
+use sealock_proto::stream::Epoch;
+use sealock_proto::wire::{Incoming, Message, Open, StreamId};
+
+use crate::io::Io;
+use crate::outlet::Opening;
+
+/// An agent's way to the services of its tenant.
+#[derive(Debug)]
+pub struct ServiceOutlet {
+    sessions: Sessions,
+    end_to_end: EndToEnd,
+    views: ViewStore,
+}
+
+/// How long an open waits for a session that is being made anew.
+const SESSION_WAIT: Duration = Duration::from_secs(5); // a relay restart takes about 1 s to heal
+
+impl ServiceOutlet {
+    /// A way through these sessions, with this identity, to the providers that these views name.
+    #[must_use]
+    pub fn new(sessions: Sessions, end_to_end: EndToEnd, views: ViewStore) -> Self {
+        Self { sessions, end_to_end, views }
+    }
+
+    /// Opens a leg to a provider and authenticates it end to end.
+    pub(super) async fn open(&self, opening: &mut Opening<'_>) -> Result<Io, Reason> {
+        let service = opening.facts.service.value.clone();
+        let providers = self.providers(opening)?;
+        let session = tokio::time::timeout(SESSION_WAIT, self.sessions.current())
+            .await
+            .map_err(|_elapsed| Reason::RelayUnreachable)?;
+        let stream = StreamId(rand::random());
+        let open = Open { stream, epoch: Epoch::FIRST, service: service.clone() };
+        let leg = session.open_leg(&open).await?;
+        let call = Call { stream, service, providers };
+        let (reader, writer) = self.end_to_end.call(leg, call, || opening.early()).await?;
+        Ok(Io::Sealed(reader, writer))
+    }
+
+    /// Those who may answer for the service: what the controller signed, not what the relay says.
+    fn providers(&self, opening: &Opening<'_>) -> Result<BTreeSet<AgentId>, Reason> {
+        let facts = opening.facts;
+        let view = self.views.current(&facts.tenant)?;
+        let service = view.service(&facts.service.value).ok_or(Reason::NoSuchService)?;
+        let id = |name: &sealock_core::name::AgentName| AgentId {
+            tenant: facts.tenant.clone(),
+            name: name.clone(),
+        };
+        Ok(service.providers.iter().map(id).collect())
+    }
+}
+
+/// At a relay: an agent that provides the service, and its session.
+#[derive(Debug, Clone)]
+pub struct Provider {
+    /// The agent.
+    pub agent: AgentId,
+    /// The connection of its session.
+    pub connection: Connection,
+}
+
+/// Opens a leg to the provider. It answers the caller itself, through the leg.
+pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Result<Io, Reason> {
+    let (stream, epoch) = opening.leg.ok_or(Reason::Internal)?;
+    let mut leg = provider.connection.open_bi().await.map_err(|_lost| Reason::PeerLost)?;
+    let incoming = Message::Incoming(Incoming {
+        stream,
+        epoch,
+        service: opening.facts.service.value.clone(),
+        caller: opening.facts.caller.value.clone(),
+    });
+    leg.send.write(incoming.encode()).await.map_err(|_lost| Reason::PeerLost)?;
+    Ok(Io::Leg(leg))
+}

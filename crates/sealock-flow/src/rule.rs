@@ -1,0 +1,86 @@
+//! The third stage: policy's verdict, a permit that it can take back, and the ways to try in order.
+
+use sealock_core::fact::Facts;
+use sealock_core::policy::{Action, Decision as Verdict, RuleId};
+use sealock_core::reason::Reason;
+use sealock_net::views::ViewStore;
+
+use crate::audit::{Audit, Decision};
+use crate::live::{LiveFlows, Permit};
+use crate::name::Named;
+use crate::outlet::Way;
+
+/// Decides over flows at one hop. Every role brings its own.
+pub trait Judge: Send + Sync + 'static {
+    /// Says whether the flow may be, by the policy of this moment, and which rule says so.
+    ///
+    /// # Errors
+    /// The reason why not.
+    fn judge(&self, facts: &Facts) -> Result<RuleId, Reason>;
+
+    /// The ways to the far side, the best one first; never empty.
+    ///
+    /// # Errors
+    /// The reason why there is none.
+    fn plan(&self, facts: &Facts) -> Result<Vec<Way>, Reason>;
+}
+
+/// What the tenant's view says of a flow: is the caller's certificate still good, and does a rule allow the open?
+///
+/// # Errors
+/// The reason why not; without a view, or with one that is too old, nothing is allowed.
+pub fn by_view(views: &ViewStore, facts: &Facts) -> Result<RuleId, Reason> {
+    let view = views.current(&facts.tenant)?;
+    if let Some(certificate) = &facts.certificate
+        && view.is_revoked(&certificate.serial, &certificate.key_digest)
+    {
+        return Err(Reason::IdentityRevoked);
+    }
+    let now = jiff::Timestamp::now();
+    match view.judge(&facts.caller.value, Action::Open, &facts.service.value, now) {
+        Verdict::Allowed { rule } => Ok(rule),
+        denied => Err(denied.reason().unwrap_or(Reason::PolicyDenied)),
+    }
+}
+
+/// A flow that may be, and how.
+#[derive(Debug)]
+pub struct Ruled {
+    /// The flow.
+    pub named: Named,
+    /// Its right to be.
+    pub permit: Permit,
+    /// The ways to try, in order.
+    pub ways: Vec<Way>,
+}
+
+/// A flow that may not be.
+#[derive(Debug)]
+pub struct Refused {
+    /// The flow, still unanswered.
+    pub named: Named,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Judges a flow, writes the decision down, and plans its ways.
+///
+/// # Errors
+/// The flow itself with the reason, so that its near side can be answered.
+pub fn decide(
+    judge: &dyn Judge,
+    live: &LiveFlows,
+    audit: &Audit,
+    named: Named,
+) -> Result<Ruled, Box<Refused>> {
+    // Entered before it is judged: see `live`.
+    let entered = live.enter(named.inlet, named.facts.clone());
+    let verdict = entered.and_then(|permit| Ok((judge.judge(&named.facts)?, permit)));
+    let rule = verdict.as_ref().ok().map(|(rule, _)| rule.clone());
+    audit.decided(Decision::new(&named.facts, rule, verdict.as_ref().err().copied()));
+    let planned = verdict.and_then(|(_, permit)| Ok((judge.plan(&named.facts)?, permit)));
+    match planned {
+        Ok((ways, permit)) => Ok(Ruled { named, permit, ways }),
+        Err(reason) => Err(Box::new(Refused { named, reason })),
+    }
+}

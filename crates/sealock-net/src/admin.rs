@@ -1,0 +1,83 @@
+//! The local admin address of a role: metrics, health, readiness.
+//!
+//! `/metrics` speaks OpenMetrics, `/healthz` says that the process runs, `/readyz` says whether it can do its work and
+//! if not, why. The address must be loopback: these pages are for the machine, not for the network.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use crate::task::Spawner;
+
+/// Says what a role still lacks to do its work; empty when it is ready.
+pub type Readiness = Arc<dyn Fn() -> Vec<&'static str> + Send + Sync>;
+
+/// Why the admin address is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Not a loopback address.
+    #[error("the admin address {0} is not a loopback address; hint: use 127.0.0.1, or \"off\"")]
+    NotLoopback(SocketAddr),
+    /// The operating system refuses the address.
+    #[error("the admin address {address} cannot be used; hint: is another role using it? set [admin] listen")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// Serves the pages until the tasks' owner ends; returns the address, which matters when port 0 was asked for.
+///
+/// # Errors
+/// When the address is not loopback or cannot be bound.
+pub async fn serve(
+    address: SocketAddr,
+    registry: Registry,
+    readiness: Readiness,
+    tasks: &Spawner,
+) -> Result<SocketAddr, AdminError> {
+    if !address.ip().is_loopback() {
+        return Err(AdminError::NotLoopback(address));
+    }
+    let bind = |source| AdminError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(bind)?;
+    let bound = listener.local_addr().map_err(bind)?;
+    let registry = Arc::new(registry);
+    let router = Router::new()
+        .route("/metrics", get(move || metrics(Arc::clone(&registry))))
+        .route("/healthz", get(|| std::future::ready("ok\n")))
+        .route("/livez", get(|| std::future::ready("ok\n")))
+        .route("/readyz", get(move || ready(Arc::clone(&readiness))));
+    tasks.spawn("admin", async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(err = %error, "the admin address is no longer served");
+        }
+    });
+    Ok(bound)
+}
+
+async fn metrics(registry: Arc<Registry>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(std::fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn ready(readiness: Readiness) -> Response {
+    let missing = readiness();
+    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = serde_json::json!({ "ready": missing.is_empty(), "waiting_for": missing });
+    (status, axum::Json(body)).into_response()
+}

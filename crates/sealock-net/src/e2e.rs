@@ -1,0 +1,172 @@
+//! End-to-end encryption between two agents: TLS 1.3 with both identities, above the resumable stream.
+//!
+//! The caller is the TLS client and pins the provider to those whom the controller named; the provider is the server.
+//! Inside, before the application's bytes, the caller says once more for which service it comes and the provider
+//! answers once: taken, or refused with a reason. So a relay can neither read, alter, repeat nor redirect: whatever it
+//! does to the bytes becomes [`Reason::Integrity`], a cut becomes [`Reason::Truncated`], never a clean end.
+//! Deliberately absent: session tickets and 0-RTT; every stream proves both identities afresh.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use rustls::ServerConfig;
+use sealock_core::identity::AgentId;
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_proto::stream::Role;
+use sealock_proto::wire::StreamId;
+
+use crate::identity::{IdentityStore, PeerIdentity, TrustStore};
+use crate::stream;
+use crate::task::Spawner;
+use crate::tls;
+use crate::transport::BiStream;
+
+mod record;
+
+pub use record::{SealedReader, SealedWriter};
+
+/// How long the other side may take to prove itself.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What an agent needs to call others, and to be called.
+#[derive(Debug, Clone)]
+pub struct EndToEnd {
+    identity: IdentityStore,
+    trust: TrustStore,
+    server: Arc<ServerConfig>,
+    tasks: Spawner,
+}
+
+/// An open as the caller means it.
+#[derive(Debug)]
+pub struct Call {
+    /// The stream that it is for.
+    pub stream: StreamId,
+    /// The service that it is for.
+    pub service: ServiceName,
+    /// Who may answer: nobody else's certificate is accepted.
+    pub providers: BTreeSet<AgentId>,
+}
+
+const ACCEPTED: u8 = 0;
+const REFUSED: u8 = 1;
+
+impl EndToEnd {
+    /// As this identity, judging others by this trust; streams live in `tasks`.
+    #[must_use]
+    pub fn new(identity: IdentityStore, trust: TrustStore, tasks: Spawner) -> Self {
+        let server = tls::e2e_server(&identity, &trust, None);
+        Self { identity, trust, server, tasks }
+    }
+
+    /// Proves both sides to each other over a leg that the caller opened, asks for the service, and waits for the
+    /// answer. `early` gives what may already travel with the question.
+    ///
+    /// # Errors
+    /// The provider's refusal, or why it could not be heard or believed.
+    pub async fn call(
+        &self,
+        leg: BiStream,
+        call: Call,
+        early: impl FnOnce() -> Bytes,
+    ) -> Result<(SealedReader, SealedWriter), Reason> {
+        let Call { stream, service, providers } = call;
+        let config = tls::e2e_client(&self.identity, &self.trust, &providers, None);
+        let tls = record::client(config, stream)?;
+        let halves = stream::start(Role::Opener, leg, &self.tasks);
+        let talk = async {
+            let (mut reader, mut writer) = record::handshake(tls, halves).await?;
+            writer.write(question(&service, &early())).await?;
+            match reader.take(1).await?.get_u8() {
+                ACCEPTED => Ok((reader, writer)),
+                REFUSED => Err(Reason::from_number(reader.take(4).await?.get_u32().into())),
+                _ => Err(Reason::ProtocolViolation),
+            }
+        };
+        talk.await
+    }
+
+    /// Lets a caller prove itself over a leg that it opened, and hears for which service it comes.
+    ///
+    /// # Errors
+    /// Why the caller could not be heard or believed; it has been told.
+    pub async fn answer(&self, leg: BiStream, stream: StreamId) -> Result<Caller, Reason> {
+        let tls = record::server(Arc::clone(&self.server), stream)?;
+        let halves = stream::start(Role::Accepter, leg, &self.tasks);
+        let talk = async {
+            let (mut reader, writer) = record::handshake(tls, halves).await?;
+            let peer = reader.peer().ok_or(Reason::PeerNotAuthentic)?;
+            let agent = peer.agent().cloned().ok_or(Reason::PeerNotAuthentic)?;
+            let length = reader.take(1).await?.get_u8();
+            let name = reader.take(length.into()).await?;
+            let name = std::str::from_utf8(&name).map_err(|_| Reason::ProtocolViolation)?;
+            let service = name.parse().map_err(|_| Reason::ProtocolViolation)?;
+            Ok(Caller { agent, peer, service, reader, writer })
+        };
+        tokio::time::timeout(HANDSHAKE_DEADLINE, talk)
+            .await
+            .unwrap_or(Err(Reason::HandshakeTimeout))
+    }
+}
+
+/// The caller's question: the service's name behind its length, then whatever it has already to say.
+fn question(service: &ServiceName, early: &[u8]) -> Bytes {
+    let name = service.as_str().as_bytes();
+    let mut bytes = BytesMut::with_capacity(1 + name.len() + early.len());
+    bytes.extend_from_slice(&[u8::try_from(name.len()).unwrap_or(u8::MAX)]); // names have up to 253 bytes
+    bytes.extend_from_slice(name);
+    bytes.extend_from_slice(early);
+    bytes.freeze()
+}
+
+/// A caller who proved its identity and waits for an answer. Dropped without one, its stream is reset as cancelled.
+#[derive(Debug)]
+pub struct Caller {
+    agent: AgentId,
+    peer: PeerIdentity,
+    service: ServiceName,
+    reader: SealedReader,
+    writer: SealedWriter,
+}
+
+impl Caller {
+    /// Who it is, by its end-to-end certificate.
+    #[must_use]
+    pub fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+
+    /// The certificate that it proved itself with.
+    #[must_use]
+    pub fn peer(&self) -> &PeerIdentity {
+        &self.peer
+    }
+
+    /// The service that it asks for.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// Takes the flow; application bytes follow.
+    ///
+    /// # Errors
+    /// Why the caller can no longer be told.
+    pub async fn accept(mut self) -> Result<(SealedReader, SealedWriter), Reason> {
+        self.writer.write(Bytes::from_static(&[ACCEPTED])).await?;
+        Ok((self.reader, self.writer))
+    }
+
+    /// Refuses the flow. The reason travels encrypted, so the relay does not learn it.
+    pub async fn refuse(mut self, reason: Reason) {
+        let mut answer = BytesMut::from(&[REFUSED][..]);
+        answer.extend_from_slice(&reason.number().to_be_bytes());
+        let told = self.writer.write(answer.freeze()).await;
+        if told.is_err() || self.writer.finish().await.is_err() {
+            self.writer.reset(reason);
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! An agent's session to a relay: made, kept, and made again.
+//!
+//! [`maintain`] owns the connection: it says hello, offers what there is to offer, hands over what comes in, and starts
+//! over with jittered back-off when the session is lost. Others hold [`Sessions`] and wait for the session of the
+//! moment. A refusal that trying again cannot change slows the attempts down to a trickle and is shown as the state.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sealock_core::address::HostPort;
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_proto::session::{AgentEvent, AgentSide};
+use sealock_proto::wire::{Hello, Incoming, Message, Open, PROTOCOL_VERSION};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use crate::message;
+use crate::task::Scope;
+use crate::transport::{BiStream, Connection, RecvHalf, SendHalf};
+
+mod dial;
+
+pub use dial::{DialError, Dialer};
+
+/// The session of the moment.
+#[derive(Debug, Clone)]
+pub struct Session {
+    connection: Connection,
+    number: u64,
+}
+
+impl Session {
+    /// Asks the relay for a leg. The answer comes on the leg itself, so that the caller can already send more.
+    ///
+    /// # Errors
+    /// When the session is lost.
+    pub async fn open_leg(&self, open: &Open) -> Result<BiStream, Reason> {
+        self.open_stream(&Message::Open(open.clone())).await
+    }
+
+    /// A stream that the relay joins with the controller, blindly.
+    ///
+    /// # Errors
+    /// When the session is lost.
+    pub async fn open_controller(&self) -> Result<BiStream, Reason> {
+        self.open_stream(&Message::Controller).await
+    }
+
+    async fn open_stream(&self, head: &Message) -> Result<BiStream, Reason> {
+        let mut leg = self.connection.open_bi().await?;
+        leg.send.write(head.encode()).await?;
+        Ok(leg)
+    }
+
+    /// The relay's number for the session.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The time of a round trip to the relay.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.connection.rtt()
+    }
+}
+
+/// What a session is at.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// Being made, for the first time or again, and why the last one ended.
+    Connecting {
+        /// Why there is none, when one was there or tried.
+        last: Option<Reason>,
+    },
+    /// Up.
+    Up(Session),
+}
+
+/// The sessions of an agent, as others see them.
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    state: watch::Receiver<State>,
+}
+
+impl Sessions {
+    /// The session, waiting until there is one.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn current(&self) -> Session {
+        let mut state = self.state.clone();
+        loop {
+            if let State::Up(session) = &*state.borrow_and_update() {
+                return session.clone();
+            }
+            if state.changed().await.is_err() {
+                // The owner is gone, and so will be whoever waits here.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// What the session is at.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Waits until the state changes.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn changed(&mut self) {
+        if self.state.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A leg that a relay offers, its head read and not yet answered.
+#[derive(Debug)]
+pub struct Offered {
+    /// What the relay says of it.
+    pub incoming: Incoming,
+    /// The leg.
+    pub leg: BiStream,
+}
+
+/// What a session is made of.
+#[derive(Debug)]
+pub struct SessionConfig {
+    /// The relays, tried in turn.
+    pub relays: Vec<HostPort>,
+    /// Dials them, with this agent's identity.
+    pub dialer: Dialer,
+    /// Random for each start of the process.
+    pub instance: [u8; 16],
+    /// The services to offer, now and later.
+    pub offers: watch::Receiver<BTreeSet<ServiceName>>,
+    /// Where offered legs go; when it is full, a leg is refused.
+    pub offered: mpsc::Sender<Offered>,
+}
+
+/// Begins to keep a session, and says how to get at it.
+#[must_use]
+pub fn maintain(config: SessionConfig) -> (Sessions, impl Future<Output = ()> + Send + 'static) {
+    let (publish, state) = watch::channel(State::Connecting { last: None });
+    (Sessions { state }, keep(config, publish))
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100); // a relay restart takes less than a second
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const HOPELESS_PAUSE: Duration = Duration::from_secs(60); // where only a person can help
+const STABLE: Duration = Duration::from_secs(10); // a session that lived so long starts the back-off anew
+
+async fn keep(mut config: SessionConfig, publish: watch::Sender<State>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        for relay in config.relays.clone() {
+            let began = Instant::now();
+            let reason = one(&mut config, &relay, &publish).await;
+            publish.send_replace(State::Connecting { last: Some(reason) });
+            if began.elapsed() > STABLE {
+                pause = FIRST_PAUSE;
+            }
+            report(&relay, reason);
+            // Full jitter: agents that lost a relay together do not come back together.
+            let longest = if is_hopeless(reason) { HOPELESS_PAUSE } else { pause };
+            let wait = longest.mul_f64(rand::random_range(0.1..1.0));
+            tokio::time::sleep(wait).await;
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn is_hopeless(reason: Reason) -> bool {
+    !reason.is_transient()
+}
+
+fn report(relay: &HostPort, reason: Reason) {
+    if reason == Reason::Superseded {
+        tracing::error!(%relay, reason = reason.code(), "another machine uses this agent's identity");
+    } else if is_hopeless(reason) {
+        tracing::warn!(%relay, reason = reason.code(), "the relay refuses the session; trying again cannot help");
+    } else {
+        tracing::info!(%relay, reason = reason.code(), "no session to the relay");
+    }
+}
+
+/// Makes one session and keeps it until it ends; says why it did.
+async fn one(
+    config: &mut SessionConfig,
+    relay: &HostPort,
+    publish: &watch::Sender<State>,
+) -> Reason {
+    let connection = match config.dialer.dial(relay).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::debug!(%relay, err = %error, "dialling the relay failed");
+            return error.reason();
+        }
+    };
+    let scope = Scope::new("session");
+    let ended = match greet(config, &connection).await {
+        Ok((mut control, number)) => {
+            tracing::info!(%relay, session_id = number, "session up");
+            let session = Session { connection: connection.clone(), number };
+            publish.send_replace(State::Up(session));
+            control.run(config, &connection, &scope).await
+        }
+        Err(reason) => reason,
+    };
+    connection.close(ended);
+    ended
+}
+
+/// How long the relay may take to welcome us.
+const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
+
+async fn greet(
+    config: &SessionConfig,
+    connection: &Connection,
+) -> Result<(Control, u64), Reason> {
+    let talk = async {
+        let BiStream { recv: reader, send: mut writer } = connection.open_bi().await?;
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            instance: config.instance,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        writer.write(Message::Hello(hello).encode()).await?;
+        let mut control =
+            Control { reader, writer, side: AgentSide::default(), offered: BTreeSet::new() };
+        match control.hear().await? {
+            AgentEvent::Welcomed(welcome) => Ok((control, welcome.session)),
+            AgentEvent::Left(reason) => Err(reason),
+            AgentEvent::Registered(_) | AgentEvent::Draining => Err(Reason::ProtocolViolation),
+        }
+    };
+    let outcome = tokio::time::timeout(WELCOME_DEADLINE, talk).await;
+    let outcome = outcome.unwrap_or(Err(Reason::HandshakeTimeout));
+    // What the relay says at the close of the connection tells more than the broken stream.
+    outcome.map_err(|reason| connection.close_reason().map_or(reason, |lost| lost.reason()))
+}
+
+/// The control stream of a live session.
+struct Control {
+    reader: RecvHalf,
+    writer: SendHalf,
+    side: AgentSide,
+    offered: BTreeSet<ServiceName>,
+}
+
+/// How many streams of the relay may be between their arrival and their head.
+const HEADLESS_LIMIT: usize = 256;
+
+impl Control {
+    async fn hear(&mut self) -> Result<AgentEvent, Reason> {
+        let message = message::read(&mut self.reader).await.map_err(message::ReadError::reason)?;
+        self.side.handle_message(message).map_err(|violation| violation.0)
+    }
+
+    /// Keeps the session until it ends; says why it did.
+    async fn run(
+        &mut self,
+        config: &mut SessionConfig,
+        connection: &Connection,
+        scope: &Scope,
+    ) -> Reason {
+        let headless = Arc::new(Semaphore::new(HEADLESS_LIMIT));
+        let mut offers = config.offers.clone();
+        let (heard_in, mut heard) = mpsc::channel(16);
+        // Messages are read in a task of their own, because a read that is cancelled half-way loses its place.
+        let (reader, writer) = (&mut self.reader, &mut self.writer);
+        let listen = async move {
+            loop {
+                let message = message::read(reader).await.map_err(message::ReadError::reason);
+                let last = message.is_err();
+                if heard_in.send(message).await.is_err() || last {
+                    return;
+                }
+            }
+        };
+        tokio::pin!(listen);
+        let mut listening = true;
+        offers.mark_changed();
+        loop {
+            let step = tokio::select! {
+                biased; // news of the session before new work on it
+                lost = connection.closed() => return lost.reason(),
+                Some(message) = heard.recv() => {
+                    message.and_then(|message| on_message(&mut self.side, message))
+                }
+                () = &mut listen, if listening => {
+                    listening = false;
+                    Ok(())
+                }
+                Ok(()) = offers.changed() => {
+                    let wanted = offers.borrow_and_update().clone();
+                    send_offers(&mut self.side, writer, &mut self.offered, wanted).await
+                }
+                stream = connection.accept_bi() => match stream {
+                    Ok(leg) => {
+                        take_in(leg, config.offered.clone(), Arc::clone(&headless), scope);
+                        Ok(())
+                    }
+                    Err(lost) => Err(lost.reason()),
+                }
+            };
+            if let Err(reason) = step {
+                return connection.close_reason().map_or(reason, |lost| lost.reason());
+            }
+        }
+    }
+}
+
+fn on_message(side: &mut AgentSide, message: Message) -> Result<(), Reason> {
+    match side.handle_message(message).map_err(|violation| violation.0)? {
+        AgentEvent::Registered(waiting) if waiting.names.is_empty() => {}
+        AgentEvent::Registered(waiting) => {
+            tracing::debug!(services = waiting.names.len(), "the relay does not know these services yet");
+        }
+        AgentEvent::Draining => tracing::info!("the relay is shutting down"),
+        AgentEvent::Left(reason) => return Err(reason),
+        AgentEvent::Welcomed(_) => return Err(Reason::ProtocolViolation),
+    }
+    Ok(())
+}
+
+async fn send_offers(
+    side: &mut AgentSide,
+    writer: &mut SendHalf,
+    offered: &mut BTreeSet<ServiceName>,
+    wanted: BTreeSet<ServiceName>,
+) -> Result<(), Reason> {
+    let new: Vec<_> = wanted.difference(offered).cloned().collect();
+    let gone: Vec<_> = offered.difference(&wanted).cloned().collect();
+    let messages = side.register(&new).into_iter().chain(side.withdraw(&gone));
+    let bytes: Vec<Bytes> = messages.map(|message| message.encode()).collect();
+    writer.write(bytes.concat().into()).await?;
+    *offered = wanted;
+    Ok(())
+}
+
+/// How long a stream may take to say what it is for.
+const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Reads a stream's head and hands it over, in a task of its own: a slow head holds up nobody.
+fn take_in(
+    mut leg: BiStream,
+    offered: mpsc::Sender<Offered>,
+    headless: Arc<Semaphore>,
+    scope: &Scope,
+) {
+    let Ok(slot) = headless.try_acquire_owned() else {
+        leg.reset(Reason::Overloaded);
+        return;
+    };
+    scope.spawn("head", async move {
+        let head = tokio::time::timeout(HEAD_DEADLINE, message::read(&mut leg.recv)).await;
+        drop(slot);
+        match head {
+            Ok(Ok(Message::Incoming(incoming))) => {
+                if let Err(error) = offered.try_send(Offered { incoming, leg }) {
+                    error.into_inner().leg.reset(Reason::Overloaded);
+                }
+            }
+            Ok(Ok(_) | Err(_)) => leg.reset(Reason::ProtocolViolation),
+            Err(_elapsed) => leg.reset(Reason::HandshakeTimeout),
+        }
+    });
+}

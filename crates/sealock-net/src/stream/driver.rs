@@ -1,0 +1,223 @@
+//! The task behind a stream: moves frames between the machine and the leg, keeps its times, passes events on.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use sealock_core::reason::Reason;
+use sealock_proto::stream::{Decoder, Epoch, Event, Frame, Role};
+use sealock_proto::wire::Message;
+
+use super::Shared;
+use crate::message;
+use crate::transport::{BiStream, RecvHalf, SendHalf};
+
+/// How much is made ready for the leg at once: enough to fill it, little enough to stay fresh.
+const BATCH: usize = 128 * 1024;
+/// The most that is read from the leg at once.
+const CHUNK: usize = 128 * 1024;
+
+/// Runs a stream on its leg until the peer needs nothing more of it.
+pub(super) async fn run(shared: Arc<Shared>, role: Role, leg: BiStream) {
+    let BiStream { recv: mut reader, send: writer } = leg;
+    let begun = match role {
+        Role::Opener => open(&shared, &mut reader, writer).await,
+        Role::Accepter => accept(&shared, &mut reader, writer).await,
+    };
+    let failed = match begun {
+        Ok(driver) => driver.carry(reader).await,
+        Err(reason) => Some(reason),
+    };
+    if let Some(reason) = failed {
+        shared.machine.lock().fail(Instant::now(), reason);
+        loop {
+            let event = shared.machine.lock().poll_event();
+            let Some(event) = event else { break };
+            shared.announce(event);
+        }
+    }
+}
+
+/// The opener speaks first and hears meanwhile whether the provider took the leg.
+async fn open<'a>(
+    shared: &'a Shared,
+    reader: &mut RecvHalf,
+    writer: SendHalf,
+) -> Result<Driver<'a>, Reason> {
+    let epoch = shared.machine.lock().attach(Instant::now(), None).map_err(|_| Reason::Internal)?;
+    let mut driver = Driver::new(shared, writer, epoch);
+    let answer = {
+        let answer = message::read(reader);
+        tokio::pin!(answer);
+        loop {
+            let idle = driver.prepare();
+            tokio::select! {
+                biased; // an answer decides whether there is anything more to say
+                answer = &mut answer => break answer,
+                sent = driver.outbox.send(&mut driver.writer), if !idle => sent?,
+                () = shared.driver.notified() => {}
+            }
+        }
+    };
+    match answer {
+        Ok(Message::Opened(_)) => Ok(driver),
+        Ok(Message::Refused(reason)) => Err(reason),
+        Ok(_) => Err(Reason::ProtocolViolation),
+        Err(error) => Err(error.reason()),
+    }
+}
+
+/// The accepter hears the opener's ATTACH before it says anything.
+async fn accept<'a>(
+    shared: &'a Shared,
+    reader: &mut RecvHalf,
+    writer: SendHalf,
+) -> Result<Driver<'a>, Reason> {
+    let mut decoder = Decoder::new();
+    let attach = loop {
+        match decoder.next() {
+            Ok(Some(Frame::Attach(attach))) => break attach,
+            Ok(None) => {}
+            Ok(Some(_)) | Err(_) => return Err(Reason::ProtocolViolation),
+        }
+        let chunk = reader.read_chunk(CHUNK).await?;
+        let chunk = chunk.ok_or(Reason::PeerLost)?;
+        decoder.push(chunk);
+    };
+    let epoch = attach.epoch;
+    shared
+        .machine
+        .lock()
+        .accept_attach(Instant::now(), &attach, None)
+        .map_err(|_| Reason::ProtocolViolation)?;
+    let mut driver = Driver::new(shared, writer, epoch);
+    driver.decoder = decoder;
+    driver.heard()?;
+    Ok(driver)
+}
+
+struct Driver<'a> {
+    shared: &'a Shared,
+    writer: SendHalf,
+    epoch: Epoch,
+    decoder: Decoder,
+    outbox: Outbox,
+    released: bool,
+}
+
+impl<'a> Driver<'a> {
+    fn new(shared: &'a Shared, writer: SendHalf, epoch: Epoch) -> Self {
+        let decoder = Decoder::new();
+        Self { shared, writer, epoch, decoder, outbox: Outbox::default(), released: false }
+    }
+
+    /// Carries the stream over the leg. Returns why the leg is of no more use, or nothing when the stream is over.
+    async fn carry(mut self, mut reader: RecvHalf) -> Option<Reason> {
+        let mut hears = true;
+        loop {
+            let idle = self.prepare();
+            if idle && self.released {
+                // The peer has said its last word and so have we; a failure to say goodbye changes nothing.
+                let _goodbye = self.writer.finish();
+                return None;
+            }
+            let deadline = self.shared.machine.lock().next_timeout();
+            let outcome = tokio::select! {
+                biased; // what comes in frees buffers and may end the stream, so it goes before what goes out
+                chunk = reader.read_chunk(CHUNK), if hears => match chunk {
+                    Ok(Some(chunk)) => {
+                        self.decoder.push(chunk);
+                        self.heard()
+                    }
+                    // Only frames end a stream. A leg that ends without is a leg that was lost.
+                    Ok(None) => {
+                        hears = false;
+                        if self.shared.machine.lock().verdict().is_some() { Ok(()) } else { Err(Reason::PeerLost) }
+                    }
+                    Err(error) => Err(error.reason()),
+                },
+                sent = self.outbox.send(&mut self.writer), if !idle => sent,
+                () = self.shared.driver.notified() => Ok(()),
+                () = until(deadline) => {
+                    self.shared.machine.lock().handle_timeout(Instant::now());
+                    Ok(())
+                }
+            };
+            if let Err(reason) = outcome {
+                return Some(reason);
+            }
+        }
+    }
+
+    /// Takes over what the decoder has, frame by frame.
+    fn heard(&mut self) -> Result<(), Reason> {
+        let mut machine = self.shared.machine.lock();
+        let now = Instant::now();
+        while let Some(frame) = self.decoder.next().map_err(|_| Reason::ProtocolViolation)? {
+            if let Err(violation) = machine.handle_frame(now, self.epoch, frame) {
+                // The machine has reset itself; the leg goes on to tell the peer.
+                tracing::warn!(err = %violation, "the peer broke the stream's protocol");
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes events on and makes frames ready; says whether there is nothing to write.
+    fn prepare(&mut self) -> bool {
+        let mut machine = self.shared.machine.lock();
+        while let Some(event) = machine.poll_event() {
+            self.released |= event == Event::Released;
+            self.shared.announce(event);
+        }
+        let mut size = self.outbox.size();
+        while size < BATCH {
+            let Some(frame) = machine.poll_frame() else { break };
+            self.outbox.push(frame);
+            size = self.outbox.size();
+        }
+        size == 0
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Frames as bytes, on their way to the leg.
+#[derive(Default)]
+struct Outbox {
+    chunks: Vec<Bytes>,
+    headers: BytesMut,
+}
+
+impl Outbox {
+    fn size(&self) -> usize {
+        self.headers.len() + self.chunks.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    fn push(&mut self, frame: Frame) {
+        let encoded = frame.encode();
+        self.headers.extend_from_slice(encoded.header.as_ref());
+        if let Some(payload) = encoded.payload {
+            self.chunks.push(self.headers.split().freeze());
+            self.chunks.push(payload);
+        }
+    }
+
+    /// Writes all of it.
+    ///
+    /// # Cancel safety
+    /// Safe: what was written is taken off as it goes.
+    async fn send(&mut self, writer: &mut SendHalf) -> Result<(), Reason> {
+        if !self.headers.is_empty() {
+            self.chunks.push(self.headers.split().freeze());
+        }
+        writer.write_all_chunks(&mut self.chunks).await?;
+        // A stream that idles keeps no buffers.
+        *self = Self::default();
+        Ok(())
+    }
+}

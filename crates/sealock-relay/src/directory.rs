@@ -1,0 +1,191 @@
+//! Who is connected, and what they offer: one live session for each agent.
+//!
+//! A newer session of an agent takes the place of the older one, which is told so. A session can only remove itself,
+//! so an old connection that dies late takes nothing from its successor.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use sealock_core::identity::AgentId;
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_core::view::View;
+use sealock_flow::outlet::session::Provider;
+use sealock_net::identity::PeerIdentity;
+use sealock_net::transport::Connection;
+
+/// A session that is up.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) number: u64,
+    pub(crate) agent: AgentId,
+    pub(crate) peer: PeerIdentity,
+    pub(crate) connection: Connection,
+    /// The process behind it: tells a reconnect from a second machine with the same identity.
+    instance: [u8; 16],
+    offers: Mutex<BTreeSet<ServiceName>>,
+}
+
+/// What an operator sees of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSummary {
+    /// The relay's number for it.
+    pub number: u64,
+    /// The agent at its other end.
+    pub agent: AgentId,
+    /// What the agent offers.
+    pub offers: BTreeSet<ServiceName>,
+}
+
+/// The sessions of a relay; clones share them.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    sessions: Mutex<HashMap<AgentId, Arc<Live>>>,
+    next: AtomicU64,
+    /// Turns through the providers of a service.
+    turn: AtomicUsize,
+    limit: usize,
+}
+
+impl Directory {
+    /// Room for `limit` sessions.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        let inner = Inner { sessions: Mutex::default(), next: AtomicU64::new(1), turn: AtomicUsize::new(0), limit };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Enters a session; an older one of the same agent is told and closed.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] when the relay is full.
+    pub(crate) fn enter(
+        &self,
+        agent: AgentId,
+        peer: PeerIdentity,
+        connection: Connection,
+        instance: [u8; 16],
+    ) -> Result<Arc<Live>, Reason> {
+        let live = Arc::new(Live {
+            number: self.inner.next.fetch_add(1, Ordering::Relaxed),
+            agent: agent.clone(),
+            peer,
+            connection,
+            instance,
+            offers: Mutex::default(),
+        });
+        let mut sessions = self.inner.sessions.lock();
+        if sessions.len() >= self.inner.limit && !sessions.contains_key(&agent) {
+            return Err(Reason::Overloaded);
+        }
+        let older = sessions.insert(agent, Arc::clone(&live));
+        drop(sessions);
+        if let Some(older) = older {
+            retire(&older, &live);
+        }
+        Ok(live)
+    }
+
+    /// Takes a session out, unless another one has taken its place.
+    pub(crate) fn leave(&self, live: &Live) {
+        let mut sessions = self.inner.sessions.lock();
+        if sessions.get(&live.agent).is_some_and(|current| current.number == live.number) {
+            sessions.remove(&live.agent);
+        }
+    }
+
+    /// The connected agents that offer the service and may, by the view; another one first each time.
+    #[must_use]
+    pub(crate) fn providers(&self, view: &View, service: &ServiceName) -> Vec<Provider> {
+        let Some(known) = view.service(service) else { return Vec::new() };
+        let sessions = self.inner.sessions.lock();
+        let tenant = &view.head.tenant;
+        let id = |name: &sealock_core::name::AgentName| AgentId {
+            tenant: tenant.clone(),
+            name: name.clone(),
+        };
+        let offering = |live: &&Arc<Live>| live.offers.lock().contains(service);
+        let mut found: Vec<Arc<Live>> = known
+            .providers
+            .iter()
+            .filter_map(|name| sessions.get(&id(name)))
+            .filter(offering)
+            .map(Arc::clone)
+            .collect();
+        drop(sessions);
+        let turn = self.inner.turn.fetch_add(1, Ordering::Relaxed);
+        let first = turn % found.len().max(1);
+        found.rotate_left(first);
+        found
+            .into_iter()
+            .map(|live| Provider { agent: live.agent.clone(), connection: live.connection.clone() })
+            .collect()
+    }
+
+    /// Closes every session that `verdict` no longer lets in; returns how many.
+    pub(crate) fn sweep(&self, verdict: impl Fn(&AgentId, &PeerIdentity) -> Result<(), Reason>) -> usize {
+        let all: Vec<Arc<Live>> = self.inner.sessions.lock().values().cloned().collect();
+        let out = |live: &&Arc<Live>| match verdict(&live.agent, &live.peer) {
+            Ok(()) => false,
+            Err(reason) => {
+                tracing::info!(session_id = live.number, reason = reason.code(), "session closed by policy");
+                live.connection.close(reason);
+                true
+            }
+        };
+        all.iter().filter(out).count()
+    }
+
+    /// Every session, as of now, in the order of their numbers.
+    #[must_use]
+    pub fn list(&self) -> Vec<SessionSummary> {
+        let sessions = self.inner.sessions.lock();
+        let mut list: Vec<SessionSummary> = sessions.values().map(|live| live.summary()).collect();
+        drop(sessions);
+        list.sort_by_key(|summary| summary.number);
+        list
+    }
+
+    /// How many sessions are up.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.sessions.lock().len()
+    }
+
+    /// Whether no session is up.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn retire(older: &Live, newer: &Live) {
+    if older.instance == newer.instance {
+        tracing::debug!(session_id = older.number, "the agent came back; its older session ends");
+    } else {
+        // Two machines with one identity, or a restart that the relay saw before the end of the old process.
+        tracing::warn!(session_id = older.number, agent = %older.agent, "another process took this agent's place");
+    }
+    older.connection.close(Reason::Superseded);
+}
+
+impl Live {
+    pub(crate) fn set_offers(&self, offers: BTreeSet<ServiceName>) {
+        *self.offers.lock() = offers;
+    }
+
+    fn summary(&self) -> SessionSummary {
+        SessionSummary {
+            number: self.number,
+            agent: self.agent.clone(),
+            offers: self.offers.lock().clone(),
+        }
+    }
+}

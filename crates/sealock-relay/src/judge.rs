@@ -1,0 +1,55 @@
+//! The relay's judgement: early and cheap, by the tenant's signed view alone.
+//!
+//! It keeps what nobody may open away from providers. It is not the last word: the provider judges again by its own
+//! view and by the identity that the caller proves end to end.
+
+use sealock_core::fact::Facts;
+use sealock_core::identity::AgentId;
+use sealock_core::policy::RuleId;
+use sealock_core::reason::Reason;
+use sealock_flow::outlet::Way;
+use sealock_flow::rule::{self, Judge};
+use sealock_net::identity::PeerIdentity;
+use sealock_net::views::ViewStore;
+
+use crate::directory::Directory;
+
+/// Judges by views, plans by who is connected.
+#[derive(Debug, Clone)]
+pub(crate) struct RelayJudge {
+    pub(crate) views: ViewStore,
+    pub(crate) directory: Directory,
+}
+
+impl Judge for RelayJudge {
+    fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
+        rule::by_view(&self.views, facts)
+    }
+
+    fn plan(&self, facts: &Facts) -> Result<Vec<Way>, Reason> {
+        let view = self.views.current(&facts.tenant)?;
+        let ways: Vec<Way> = self
+            .directory
+            .providers(&view, &facts.service.value)
+            .into_iter()
+            .map(Way::Provider)
+            .collect();
+        if ways.is_empty() { Err(Reason::NoProvider) } else { Ok(ways) }
+    }
+}
+
+/// Whether an agent may have a session: its tenant has a view, knows it, and has not revoked its certificate.
+///
+/// # Errors
+/// The reason why not.
+pub(crate) fn admits(views: &ViewStore, agent: &AgentId, peer: &PeerIdentity) -> Result<(), Reason> {
+    // A view that is too old refuses opens, not sessions: the agent needs the session to get to the controller.
+    let view = match views.current(&agent.tenant) {
+        Ok(view) => view,
+        Err(_no_view) => return Ok(()),
+    };
+    if view.is_revoked(&peer.serial, &peer.key_digest) {
+        return Err(Reason::IdentityRevoked);
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! One agent's session at the relay: its control stream, its opens, its way to the controller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealock_core::identity::AgentId;
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_flow::hop::{self, Hop};
+use sealock_flow::inlet;
+use sealock_net::identity::PeerIdentity;
+use sealock_net::message::{self, ReadError};
+use sealock_net::task::Spawner;
+use sealock_net::transport::{BiStream, Connection, RecvHalf, SendHalf};
+use sealock_net::views::ViewStore;
+use sealock_proto::session::{RelayEvent, RelaySide};
+use sealock_proto::wire::{Message, Services, Welcome};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::controller::ControllerWay;
+use crate::directory::{Directory, Live};
+use crate::judge;
+
+/// What every session of a relay shares.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) hop: Hop,
+    pub(crate) directory: Directory,
+    pub(crate) views: ViewStore,
+    pub(crate) controller: ControllerWay,
+    pub(crate) tasks: Spawner,
+}
+
+/// How long an agent may take to say hello, and a stream to say what it is for.
+const WORD_DEADLINE: Duration = Duration::from_secs(5);
+/// Streams of one session that may be between their arrival and their head.
+const HEADLESS_LIMIT: usize = 64;
+/// Streams to the controller that one session may have at once: its watch, its calls, and as many again at a renewal.
+const CONTROLLER_LIMIT: usize = 4;
+
+/// Serves an admitted agent until its session ends.
+pub(crate) async fn serve(shared: Shared, connection: Connection, agent: AgentId, peer: PeerIdentity) {
+    let ended = match greet(&shared, &connection, agent, peer).await {
+        Ok((control, live)) => {
+            tracing::info!(session_id = live.number, agent = %live.agent, "session up");
+            let ended = run(&shared, &connection, control, &live).await;
+            shared.directory.leave(&live);
+            tracing::info!(session_id = live.number, reason = ended.code(), "session ended");
+            ended
+        }
+        Err(reason) => {
+            tracing::debug!(reason = reason.code(), "an agent was not let in");
+            reason
+        }
+    };
+    connection.close(ended);
+}
+
+/// The control stream of a session.
+struct Control {
+    reader: RecvHalf,
+    writer: SendHalf,
+    side: RelaySide,
+}
+
+async fn greet(
+    shared: &Shared,
+    connection: &Connection,
+    agent: AgentId,
+    peer: PeerIdentity,
+) -> Result<(Control, Arc<Live>), Reason> {
+    judge::admits(&shared.views, &agent, &peer)?;
+    let talk = async {
+        let BiStream { recv: mut reader, send: mut writer } = connection.accept_bi().await?;
+        let mut side = RelaySide::default();
+        let message = message::read(&mut reader).await.map_err(ReadError::reason)?;
+        let event = side.handle_message(message).map_err(|violation| violation.0)?;
+        let RelayEvent::Greeted(hello) = event else { return Err(Reason::ProtocolViolation) };
+        let entered = shared.directory.enter(agent, peer, connection.clone(), hello.instance);
+        let live = entered?;
+        let welcome = Message::Welcome(Welcome { session: live.number });
+        if let Err(error) = writer.write(welcome.encode()).await {
+            shared.directory.leave(&live);
+            return Err(error.reason());
+        }
+        Ok((Control { reader, writer, side }, live))
+    };
+    tokio::time::timeout(WORD_DEADLINE, talk).await.unwrap_or(Err(Reason::HandshakeTimeout))
+}
+
+async fn run(
+    shared: &Shared,
+    connection: &Connection,
+    control: Control,
+    live: &Arc<Live>,
+) -> Reason {
+    let Control { mut reader, mut writer, mut side } = control;
+    let (heard_in, mut heard) = mpsc::channel(16);
+    // Messages are read in a future of their own, because a read that is cancelled half-way loses its place.
+    let listen = async move {
+        loop {
+            let message = message::read(&mut reader).await.map_err(ReadError::reason);
+            let last = message.is_err();
+            if heard_in.send(message).await.is_err() || last {
+                return;
+            }
+        }
+    };
+    tokio::pin!(listen);
+    let mut listening = true;
+    let limits = Limits::new();
+    loop {
+        let step = tokio::select! {
+            biased; // the end of the session and its control stream before new work on it
+            lost = connection.closed() => return lost.reason(),
+            Some(message) = heard.recv() => match message {
+                Ok(message) => on_message(shared, &mut side, &mut writer, live, message).await,
+                Err(reason) => Err(reason),
+            },
+            () = &mut listen, if listening => {
+                listening = false;
+                Ok(())
+            }
+            leg = connection.accept_bi() => match leg {
+                Ok(leg) => {
+                    take_in(shared, live, leg, &limits);
+                    Ok(())
+                }
+                Err(lost) => Err(lost.reason()),
+            },
+        };
+        if let Err(reason) = step {
+            return connection.close_reason().map_or(reason, |lost| lost.reason());
+        }
+    }
+}
+
+async fn on_message(
+    shared: &Shared,
+    side: &mut RelaySide,
+    writer: &mut SendHalf,
+    live: &Live,
+    message: Message,
+) -> Result<(), Reason> {
+    match side.handle_message(message).map_err(|violation| violation.0)? {
+        RelayEvent::OffersChanged { sequence, asked } => {
+            live.set_offers(side.offers().clone());
+            let names = waiting(&shared.views, &live.agent, asked);
+            let answer = Message::Registered(Services { sequence, names });
+            Ok(writer.write(answer.encode()).await?)
+        }
+        RelayEvent::Draining => {
+            live.set_offers(std::collections::BTreeSet::new());
+            Ok(())
+        }
+        RelayEvent::Left(reason) => Err(reason),
+        RelayEvent::Greeted(_) => Err(Reason::ProtocolViolation),
+    }
+}
+
+/// Those of the asked services that the view does not name this agent a provider of.
+fn waiting(views: &ViewStore, agent: &AgentId, asked: Vec<ServiceName>) -> Vec<ServiceName> {
+    let Ok(view) = views.current(&agent.tenant) else { return asked };
+    let provides = |name: &ServiceName| {
+        view.service(name).is_some_and(|service| service.providers.contains(&agent.name))
+    };
+    asked.into_iter().filter(|name| !provides(name)).collect()
+}
+
+/// What one session may have in hand at once.
+struct Limits {
+    headless: Arc<Semaphore>,
+    controller: Arc<Semaphore>,
+}
+
+impl Limits {
+    fn new() -> Self {
+        let controller = Arc::new(Semaphore::new(CONTROLLER_LIMIT));
+        Self { headless: Arc::new(Semaphore::new(HEADLESS_LIMIT)), controller }
+    }
+}
+
+/// Reads a stream's head and does what it says, in a task of its own: a slow head holds up nobody.
+fn take_in(shared: &Shared, live: &Arc<Live>, mut leg: BiStream, limits: &Limits) {
+    let Ok(headless) = Arc::clone(&limits.headless).try_acquire_owned() else {
+        leg.reset(Reason::Overloaded);
+        return;
+    };
+    let (shared, live) = (shared.clone(), Arc::clone(live));
+    let controller = Arc::clone(&limits.controller);
+    shared.tasks.clone().spawn("stream", async move {
+        let head = tokio::time::timeout(WORD_DEADLINE, message::read(&mut leg.recv)).await;
+        drop(headless);
+        match head {
+            Ok(Ok(Message::Open(open))) => {
+                let arrival = inlet::session::at_relay(&live.agent, &live.peer, open, leg);
+                hop::run(&shared.hop, arrival).await;
+            }
+            Ok(Ok(Message::Controller)) => match controller.try_acquire_owned() {
+                Ok(_slot) => shared.controller.join(leg).await,
+                Err(_full) => leg.reset(Reason::QuotaExceeded),
+            },
+            Ok(Ok(_) | Err(_)) => leg.reset(Reason::ProtocolViolation),
+            Err(_elapsed) => leg.reset(Reason::HandshakeTimeout),
+        }
+    });
+}
