@@ -1,6 +1,7 @@
 //! Prints how long one uncached policy decision takes with 10 000 rules: `cargo run -p sealock-core --example policy_bench`.
 //!
-//! Four shapes of rule sets, each asked with names that match nothing, so that no early answer flatters the figure.
+//! Five shapes of rule sets, each asked so that no rule applies: no early answer flatters the figure. Every rule is
+//! expired, so the last shape also measures conditions.
 #![expect(
     clippy::print_stdout,
     clippy::disallowed_methods,
@@ -12,7 +13,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use sealock_core::identity::AgentId;
-use sealock_core::policy::{Action, Conditions, Effect, Question, Rule, RuleSet};
+use sealock_core::policy::condition::Expires;
+use sealock_core::policy::{Action, Condition, Conditions, Effect, Question, Rule, RuleSet};
 
 const RULES: usize = 10_000;
 const ROUNDS: u32 = 2_000;
@@ -21,7 +23,7 @@ const ROUNDS: u32 = 2_000;
 type Patterns = fn(usize) -> [String; 2];
 
 fn main() {
-    let shapes: [(&str, Patterns); 4] = [
+    let shapes: [(&str, Patterns); 5] = [
         ("exact names", |n| {
             [format!("agent-{n}"), format!("svc-{n}.prod")]
         }),
@@ -33,6 +35,10 @@ fn main() {
         }),
         ("globs on both sides", |n| {
             [format!("*-{n}"), format!("s{}*.prod", n % 100)]
+        }),
+        ("1 000 expired grants for the caller", |n| match n % 10 {
+            0 => ["*".to_owned(), "svc-*.prod".to_owned()],
+            _ => [format!("agent-{n}"), "*".to_owned()],
         }),
     ];
     for (shape, patterns) in shapes {
@@ -59,8 +65,12 @@ fn rule(n: usize, [caller, service]: [String; 2]) -> Rule {
         callers: vec![caller.parse().expect("a caller pattern")],
         services: vec![service.parse().expect("a service pattern")],
         actions: BTreeSet::from([Action::Open]),
-        conditions: Conditions::default(),
+        conditions: Conditions::from_iter([Condition::Expires(Expires::at(expired()))]),
     }
+}
+
+fn expired() -> jiff::Timestamp {
+    "2025-01-01T00:00:00Z".parse().expect("RFC 3339")
 }
 
 fn measure(rules: &RuleSet) -> u128 {

@@ -15,6 +15,9 @@
 //! | *stream* | the resumable, ordered bytes between two agents; it outlives its legs |
 //! | *link*, *path* | what a session runs over; the sequence of links a leg takes |
 //! | *rule*, *permit* | a line of policy; a flow's right to go on, which policy can take back |
+//! | *pattern*, *condition* | whom and what a rule speaks of; when it speaks at all |
+//! | *label* | a key and a value said of an agent or a service, of which rules can speak |
+//! | *option*, *layer* | a setting of a node; one place in which settings are said: file, environment, flags, defaults |
 //! | *reason* | why a flow ended or never began |
 //! | *service* | a name in a tenant that agents provide and others open |
 //! | *provider*, *caller* | the agent that serves a service, the agent that opens it |

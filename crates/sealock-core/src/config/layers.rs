@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::document::{Document, Problem, Section, Tombstone, unknown_key};
+use super::document::{Document, Section, Tombstone, unknown_key};
 use super::origin::{ConfigError, Given, Origin};
 use super::typed::{OPTIONS, TOMBSTONES, Typed, unknown, variable};
 use super::value::StateDir;
@@ -84,16 +84,15 @@ impl Layers {
         };
         let (mut document, table) = Document::open(text, name);
         for (name, item) in &table {
-            let Some(section) = item.get_ref().as_table() else {
-                let problem = unknown_section(name.get_ref(), tombstones);
-                document.report(name.span(), problem);
-                continue;
-            };
             if !sections().any(|known| known == name.get_ref()) {
-                let problem = unknown_section(name.get_ref(), tombstones);
+                let problem = unknown_key(name.get_ref(), sections(), tombstones);
                 document.report(name.span(), problem);
                 continue;
             }
+            let Some(section) = item.get_ref().as_table() else {
+                document.wrong_type(item, name.get_ref(), "a table");
+                continue;
+            };
             let section = Section {
                 table: section,
                 at: item.span(),
@@ -162,17 +161,6 @@ impl Layers {
 fn sections() -> impl Iterator<Item = &'static str> {
     let keys = OPTIONS.iter();
     keys.filter_map(|row| row.key.split_once('.').map(|(section, _)| section))
-}
-
-fn unknown_section(name: &str, tombstones: &[Tombstone]) -> Problem {
-    if sections().any(|known| known == name) {
-        return Problem::WrongType {
-            key: name.to_owned(),
-            wanted: "a table: write `[…]`",
-            found: "a value",
-        };
-    }
-    unknown_key(name, sections(), tombstones)
 }
 
 /// The option that a variable means to set; nothing when it is not ours.

@@ -187,7 +187,7 @@ fn unknown_keys_are_errors_in_every_layer_with_the_nearest_known_one() {
         errors(&layers),
         [
             "f.toml:1: unknown key `x`",
-            "f.toml:2: `relay` must be a table: write `[…]`, not a value",
+            "f.toml:2: `relay` must be a table, not integer",
             "f.toml:3: unknown key `relai`\n  hint: did you mean `relay`?",
             "f.toml:5: unknown key `log.levl`\n  hint: did you mean `log.level`?",
             "f.toml:6: `target` is missing",
