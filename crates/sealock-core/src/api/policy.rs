@@ -1,10 +1,14 @@
 //! The tenant's rules: seen, changed one by one, replaced from a file, and explained.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{default_tenant, method};
 use crate::name::{AgentName, ServiceName, TenantName};
-use crate::policy::{Action, Rule};
+use crate::policy::{
+    Action, CallerPattern, Conditions, Rule, RuleExplained, RuleId, ServicePattern,
+};
 use crate::reason::Reason;
 use crate::view::ViewVersion;
 
@@ -86,18 +90,21 @@ pub struct AddRequest {
     pub tenant: TenantName,
     /// The rule's id; one is made of its content when absent.
     #[serde(default)]
-    pub id: Option<String>,
+    pub id: Option<RuleId>,
     /// The agents that it speaks of, as patterns.
-    pub callers: Vec<String>,
+    pub callers: Vec<CallerPattern>,
     /// The services that it speaks of, as patterns.
-    pub services: Vec<String>,
+    pub services: Vec<ServicePattern>,
     /// What it speaks of.
     #[serde(default = "open")]
-    pub actions: Vec<Action>,
+    pub actions: BTreeSet<Action>,
+    /// When it speaks at all.
+    #[serde(default)]
+    pub conditions: Conditions,
 }
 
-fn open() -> Vec<Action> {
-    vec![Action::Open]
+fn open() -> BTreeSet<Action> {
+    BTreeSet::from([Action::Open])
 }
 
 /// Which rule to remove.
@@ -108,7 +115,7 @@ pub struct RemoveRequest {
     #[serde(default = "default_tenant")]
     pub tenant: TenantName,
     /// The rule's id.
-    pub id: String,
+    pub id: RuleId,
 }
 
 /// A rule that was added or removed.
@@ -176,8 +183,10 @@ pub struct WhyResponse {
     pub reason: Option<Reason>,
     /// The rule that decided, if one did.
     pub rule: Option<Rule>,
-    /// The explanation, line by line.
-    pub lines: Vec<String>,
+    /// The decision in one sentence.
+    pub words: String,
+    /// The rules that applied, then those that missed by one part.
+    pub rules: Vec<RuleExplained>,
     /// The version of the view that was asked.
     pub version: ViewVersion,
 }

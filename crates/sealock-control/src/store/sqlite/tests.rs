@@ -1,0 +1,201 @@
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::battery::{Bench, at, battery, rule};
+
+struct Sqlite {
+    store: Arc<SqliteStore>,
+    dir: TempDir,
+}
+
+impl Sqlite {
+    async fn open(dir: TempDir, if_missing: IfMissing) -> Self {
+        let store = SqliteStore::open(&dir.path().join("db.sqlite"), if_missing).await;
+        Self {
+            store: Arc::new(store.expect("it opens")),
+            dir,
+        }
+    }
+}
+
+impl Bench for Sqlite {
+    async fn fresh() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::open(dir, IfMissing::Create).await
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store) as Arc<dyn Store>
+    }
+
+    async fn killed(self) -> Self {
+        let copy = tempfile::tempdir().expect("a temporary directory");
+        // The log first: the database may only be older than what the log expects if a checkpoint ran in between.
+        for name in ["db.sqlite", "db.sqlite-wal"] {
+            let from = self.dir.path().join(name);
+            if from.exists() {
+                std::fs::copy(&from, copy.path().join(name)).expect("copied");
+            }
+        }
+        Self::open(copy, IfMissing::Refuse).await
+    }
+
+    async fn tamper(&self, sql: &'static str) {
+        let mut connection = self.store.writer().acquire().await.expect("free");
+        for guard in [
+            "DROP TRIGGER audit_is_never_edited",
+            "DROP TRIGGER audit_is_only_pruned",
+            sql,
+        ] {
+            sqlx::query(guard).execute(&mut *connection).await.expect(guard);
+        }
+    }
+}
+
+battery! { Sqlite:
+    one_token_lets_exactly_one_of_many_in
+    a_certificate_that_cannot_be_made_leaves_the_token_unused
+    a_token_lets_in_only_whom_and_when_it_says
+    a_token_without_a_name_cannot_take_a_name_that_is_known
+    a_revoked_key_never_comes_back
+    a_revocation_leaves_the_view_when_its_certificate_has_ended
+    renewal_needs_the_very_certificate_that_was_issued
+    the_first_owns_a_name_and_another_needs_a_rule
+    an_older_generation_changes_nothing
+    a_generation_beyond_the_range_is_refused
+    a_lease_that_ended_keeps_the_provider_in_the_view
+    a_heartbeat_that_says_nothing_new_makes_no_version
+    a_name_passes_on_when_its_owner_goes
+    every_change_of_the_rules_makes_one_version
+    applying_a_file_touches_only_what_came_from_files
+    tenants_see_nothing_of_each_other
+    the_record_holds_every_act_and_can_be_searched
+    the_chain_shows_every_edit_and_every_gap
+    retention_takes_the_old_end_and_leaves_a_whole_chain
+    a_kill_loses_nothing_that_was_confirmed
+    the_first_value_of_a_setting_stays
+}
+
+fn tenant() -> TenantName {
+    "default".parse().expect("canonical")
+}
+
+async fn filled() -> Sqlite {
+    let bench = Sqlite::fresh().await;
+    let act = Act::done(at(0), "admin:0", "tenant.add", "default");
+    let rules: Vec<Rule> = (0..200).map(|number| rule(&format!("r{number}"))).collect();
+    let made = bench.store.add_tenant(&tenant(), &rules, &act).await;
+    assert!(made.expect("made"));
+    bench
+}
+
+/// F38: whatever part of the file is overwritten, either nothing is lost or the start is refused with the way out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_database_is_refused_with_the_way_out_and_left_as_it_is() {
+    let bench = filled().await;
+    bench.store.close().await;
+    let path = bench.dir.path().join("db.sqlite");
+    let whole = std::fs::read(&path).expect("readable");
+    let mut refused = 0;
+    for page in 0..whole.len() / 4096 {
+        let mut damaged = whole.clone();
+        damaged[page * 4096..][..64].fill(0xa5);
+        std::fs::write(&path, &damaged).expect("writable");
+        match SqliteStore::open(&path, IfMissing::Create).await {
+            Ok(store) => {
+                let (rules, _) = store.rules(&tenant()).await.expect("all there");
+                assert_eq!(rules.len(), 200, "page {page}");
+                store.close().await;
+            }
+            Err(error) => {
+                refused += 1;
+                let text = error.to_string();
+                assert!(text.contains(&path.display().to_string()), "{text}");
+                assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
+                assert!(text.contains(".recover"), "{text}");
+                assert_eq!(std::fs::read(&path).expect("readable"), damaged);
+            }
+        }
+    }
+    assert!(refused > 3, "{refused} pages noticed");
+}
+
+#[tokio::test]
+async fn an_empty_or_missing_database_is_never_taken_for_a_new_one() {
+    let bench = filled().await;
+    bench.store.close().await;
+    let path = bench.dir.path().join("db.sqlite");
+    std::fs::write(&path, b"").expect("writable");
+    let empty = SqliteStore::open(&path, IfMissing::Create).await;
+    assert!(matches!(empty, Err(OpenError::Damaged { .. })), "{empty:?}");
+    std::fs::remove_file(&path).expect("there");
+    let missing = SqliteStore::open(&path, IfMissing::Refuse).await;
+    assert!(matches!(missing, Err(OpenError::Missing { .. })), "{missing:?}");
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_log_that_was_cut_off_recovers_to_an_earlier_commit() {
+    let bench = filled().await;
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    let path = copy.path().join("db.sqlite");
+    std::fs::copy(bench.dir.path().join("db.sqlite"), &path).expect("copied");
+    let log = std::fs::read(bench.dir.path().join("db.sqlite-wal")).expect("readable");
+    assert!(log.len() > 4096, "the log holds what was done");
+    std::fs::write(copy.path().join("db.sqlite-wal"), &log[..log.len() - 700]).expect("written");
+    let store = SqliteStore::open(&path, IfMissing::Refuse).await.expect("recovers");
+    let rules = store.rules(&tenant()).await;
+    assert!(matches!(rules, Err(StoreError::NoSuch { .. })), "the last commit is gone whole: {rules:?}");
+}
+
+/// F37: a full disk refuses writes by name, and reading goes on.
+#[tokio::test]
+async fn a_full_disk_refuses_writes_clearly_and_stays_readable() {
+    let bench = filled().await;
+    let mut connection = bench.store.writer().acquire().await.expect("free");
+    sqlx::query("PRAGMA max_page_count = 1") // SQLite takes the present size as the least
+        .execute(&mut *connection)
+        .await
+        .expect("set");
+    drop(connection);
+    let acts = [Act::done(at(1), "admin:0", "a.b", "x".repeat(500))];
+    let mut result = Ok(());
+    for _ in 0..100 {
+        result = bench.store.record(Some(&tenant()), &acts).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    assert!(matches!(result, Err(StoreError::Full)), "{result:?}");
+    let (rules, _) = bench.store.rules(&tenant()).await.expect("readable");
+    assert_eq!(rules.len(), 200);
+    let report = bench.store.verify_audit(Some(&tenant())).await.expect("readable");
+    assert_eq!(report.broken_at, None);
+}
+
+#[tokio::test]
+async fn audit_rows_cannot_be_edited_or_taken_out_by_a_statement() {
+    let bench = filled().await;
+    let mut connection = bench.store.writer().acquire().await.expect("free");
+    for sql in ["UPDATE audit SET actor = 'x'", "DELETE FROM audit"] {
+        let refused = sqlx::query(sql).execute(&mut *connection).await;
+        assert!(refused.is_err(), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn the_database_is_private_and_every_commit_reaches_the_disk() {
+    use std::os::unix::fs::MetadataExt;
+    let bench = filled().await;
+    for name in ["db.sqlite", "db.sqlite-wal"] {
+        let mode = std::fs::metadata(bench.dir.path().join(name)).expect("there").mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let mut connection = bench.store.writer().acquire().await.expect("free");
+    for (pragma, expected) in [("PRAGMA synchronous", 2), ("PRAGMA foreign_keys", 1)] {
+        let (value,): (i64,) = sqlx::query_as(pragma).fetch_one(&mut *connection).await.expect(pragma);
+        assert_eq!(value, expected, "{pragma}");
+    }
+}
