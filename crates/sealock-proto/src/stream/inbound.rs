@@ -230,7 +230,7 @@ impl Inbound {
     }
 
     /// A new leg begins: nothing was told on it, and its round trip is another.
-    pub(super) fn attach(&mut self) {
+    pub(super) fn begin_leg(&mut self) {
         self.tuning = Tuning::default();
         self.ack_at = None;
     }

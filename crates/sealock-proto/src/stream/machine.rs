@@ -178,7 +178,8 @@ impl Stream {
         self.goodbye.closed_sent = false;
         self.events.parked = false;
         self.events.attached = leg == Leg::Live;
-        self.inbound.attach();
+        self.inbound.begin_leg();
+        self.outbound.begin_leg();
     }
 
     // What the peer's ATTACH says; also while ending, because CLOSED may need the leg.
@@ -214,8 +215,8 @@ impl Stream {
         frame: Frame,
     ) -> Result<(), Violation> {
         self.now = now;
-        if (epoch != self.epoch || self.leg == Leg::None) && !bug!(TwoReaders) {
-            return Ok(());
+        if epoch != self.epoch || self.leg == Leg::None {
+            return self.fenced(frame);
         }
         match frame {
             Frame::Attach(attach) => self.answered(&attach),
@@ -253,6 +254,16 @@ impl Stream {
                 Ok(())
             }
         }
+    }
+
+    // What an older leg still delivers is none of ours: the new one brings it again.
+    fn fenced(&mut self, frame: Frame) -> Result<(), Violation> {
+        if bug!(TwoReaders)
+            && let Frame::Data { offset, bytes } = frame
+        {
+            self.events.readable |= self.inbound.data(self.now, offset, bytes)?;
+        }
+        Ok(())
     }
 
     fn attached(&mut self) -> Result<(), Violation> {

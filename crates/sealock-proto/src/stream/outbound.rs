@@ -32,6 +32,8 @@ pub(super) struct Outbound {
     end: u64,
     /// Up to where the peer lets us send.
     limit: u64,
+    /// Something was sent on this leg, so `next` is where this leg is.
+    begun: bool,
     finished: bool,
     fin_sent: bool,
     fin_ever_sent: bool,
@@ -52,6 +54,7 @@ impl Outbound {
             sent: 0,
             end: 0,
             limit,
+            begun: false,
             finished: false,
             fin_sent: false,
             fin_ever_sent: false,
@@ -142,6 +145,7 @@ impl Outbound {
             return None;
         }
         let offset = self.next;
+        self.begun = true;
         let bytes = chunk.slice(within..within + length);
         self.next += length as u64;
         if within + length == chunk.len() {
@@ -160,12 +164,19 @@ impl Outbound {
         if !due {
             return None;
         }
+        self.begun = true;
         self.fin_sent = true;
         self.fin_ever_sent = true;
         Some(self.end)
     }
 
-    /// A new leg begins: the peer has what is before `received`, its application what is before `delivered`.
+    /// A new leg begins, or this side of it: nothing was sent on it.
+    pub(super) fn begin_leg(&mut self) {
+        self.fin_sent = false;
+        self.begun = false;
+    }
+
+    /// The peer has what is before `received`, its application what is before `delivered`.
     pub(super) fn attach(&mut self, received: u64, delivered: u64) -> Result<(), Violation> {
         if received > self.sent || delivered > received {
             return Err(Violation::AckBeyondSent);
@@ -173,13 +184,11 @@ impl Outbound {
         if delivered < self.acked {
             return Err(Violation::AckBackwards);
         }
-        self.fin_sent = false;
-        let from = if bug!(NoRetransmit) {
-            self.next
-        } else {
-            received
-        };
-        self.rewind(from);
+        // What the opener sent early is on this very leg, and the peer's ATTACH may be from before its arrival.
+        if !self.begun && !bug!(NoRetransmit) {
+            self.rewind(received);
+        }
+        self.begun = true;
         self.release(delivered);
         Ok(())
     }

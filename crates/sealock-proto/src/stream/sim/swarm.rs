@@ -66,10 +66,11 @@ impl Plan {
                 app.reset_at = Some(rng.scaled(SECOND));
             }
         }
+        let bytes = apps[0].total.max(apps[1].total) as u64;
         Self {
             config,
             apps,
-            faults: faults(rng),
+            faults: faults(rng, bytes),
         }
     }
 
@@ -130,25 +131,41 @@ fn app(rng: &mut Rng, tiny: bool) -> AppPlan {
     }
 }
 
-fn faults(rng: &mut Rng) -> Faults {
+fn faults(rng: &mut Rng, bytes: u64) -> Faults {
     let outlasts = rng.chance(5);
+    let delay = 1 + rng.scaled(SECOND);
+    // Cuts are worth most while bytes are on their way.
+    let span = match rng.upto(3) {
+        0 => 100,
+        1 => 60 + bytes / 8,
+        2 => 80 + bytes / 2,
+        _ => 100 + 2 * bytes,
+    };
     let some = |rng: &mut Rng, percent: u64| if rng.chance(60) { rng.upto(percent) } else { 0 };
     Faults {
         budget: if rng.chance(10) {
             0
         } else {
-            1 + u32::try_from(rng.scaled(11)).expect("small")
+            1 + u32::try_from(rng.upto(9)).expect("small")
         },
-        cut_percent: if rng.chance(80) { 40 + rng.upto(60) } else { 0 },
-        cut_span: 1 + rng.scaled(20_000),
-        cut_time: 1 + rng.scaled(2 * SECOND),
+        cut_percent: if rng.chance(85) { 60 + rng.upto(40) } else { 0 },
+        cut_span: span,
+        cut_time: if rng.chance(70) {
+            1 + rng.upto(6 * delay)
+        } else {
+            1 + rng.scaled(2 * SECOND)
+        },
         move_percent: some(rng, 60),
         twice_percent: some(rng, 60),
-        delay: 1 + rng.scaled(SECOND),
+        delay,
         notice: rng.scaled(4 * SECOND),
-        dial: rng.scaled(if outlasts { 150 * SECOND } else { 2 * SECOND }),
+        dial: if outlasts {
+            rng.upto(150 * SECOND)
+        } else {
+            rng.scaled(2 * SECOND)
+        },
         resplit_percent: rng.upto(50),
-        transport: 1 + usize::try_from(rng.scaled(32_768)).expect("small"),
+        transport: 1 + usize::try_from(rng.scaled(8_192)).expect("small"),
         outlasts,
         evil_at: rng.chance(4).then(|| rng.scaled(SECOND)),
     }

@@ -294,7 +294,7 @@ impl World {
                 }
                 side => {
                     let side = usize::try_from(side - 1).expect("0 or 1");
-                    cuts[side] = Some(self.rng.scaled(span));
+                    cuts[side] = Some(self.rng.upto(span));
                 }
             }
         }
@@ -371,12 +371,13 @@ impl World {
         }
         self.sides[side].leg = None;
         if side == OPENER && !self.sides[side].released {
-            let dial = if self.faults_left == 0 && !self.plan.faults.outlasts {
-                SECOND / 4
-            } else {
-                self.plan.faults.dial
+            let faults = &self.plan.faults;
+            let wait = match (self.faults_left, faults.outlasts) {
+                (_, true) => self.rng.upto(faults.dial),
+                (0, false) => self.rng.scaled(SECOND / 4),
+                (_, false) => self.rng.scaled(faults.dial),
             };
-            let at = self.now + self.rng.scaled(dial);
+            let at = self.now + wait;
             self.schedule(at, Happening::Dial);
         }
         self.pump(side)
