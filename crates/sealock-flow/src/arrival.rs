@@ -89,9 +89,10 @@ impl Near {
             Self::Unix(stream) => Ok(Io::Unix(stream)),
             Self::Stdio => Ok(Io::Stdio),
             Self::Leg(leg) => Ok(Io::Leg(leg)),
-            Self::Sealed(caller) => {
-                caller.accept().await.map(|(reader, writer)| Io::Sealed(reader, writer))
-            }
+            Self::Sealed(caller) => caller
+                .accept()
+                .await
+                .map(|(reader, writer)| Io::Sealed(reader, writer)),
         }
     }
 

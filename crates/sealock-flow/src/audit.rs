@@ -14,7 +14,6 @@ use sealock_core::policy::RuleId;
 use sealock_core::reason::Reason;
 use tokio::sync::Notify;
 
-
 /// What a hop decided about a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {

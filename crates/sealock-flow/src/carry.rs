@@ -19,15 +19,27 @@ pub async fn carry(near: Io, far: Io, permit: &Permit) -> Reason {
     let (mut far_reader, mut far_writer) = far.split();
     let flow = permit.flow();
     let ended = {
-        let up = pump(&mut near_reader, &mut far_writer, &flow.bytes_up, Side::Near);
-        let down = pump(&mut far_reader, &mut near_writer, &flow.bytes_down, Side::Far);
+        let up = pump(
+            &mut near_reader,
+            &mut far_writer,
+            &flow.bytes_up,
+            Side::Near,
+        );
+        let down = pump(
+            &mut far_reader,
+            &mut near_writer,
+            &flow.bytes_down,
+            Side::Far,
+        );
         tokio::select! {
             biased; // a permit that is gone stops the flow even while bytes move
             reason = permit.revoked() => Err(reason),
             ended = both(up, down) => ended,
         }
     };
-    let Err(reason) = ended else { return Reason::Done };
+    let Err(reason) = ended else {
+        return Reason::Done;
+    };
     near_reader.stop(reason);
     near_writer.reset(reason);
     far_reader.stop(reason);
@@ -73,7 +85,13 @@ async fn pump(
 ) -> Result<(), Reason> {
     while let Some(chunk) = reader.read().await.map_err(|reason| from.named(reason))? {
         bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        writer.write(chunk).await.map_err(|reason| from.other().named(reason))?;
+        writer
+            .write(chunk)
+            .await
+            .map_err(|reason| from.other().named(reason))?;
     }
-    writer.finish().await.map_err(|reason| from.other().named(reason))
+    writer
+        .finish()
+        .await
+        .map_err(|reason| from.other().named(reason))
 }

@@ -29,7 +29,9 @@ pub struct Hop {
 
 impl std::fmt::Debug for Hop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hop").field("live", &self.live).finish_non_exhaustive()
+        f.debug_struct("Hop")
+            .field("live", &self.live)
+            .finish_non_exhaustive()
     }
 }
 

@@ -70,8 +70,14 @@ impl LiveFlows {
     /// Room for at most `limit` flows at once.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        let inner = Inner { flows: Mutex::default(), next: AtomicU64::new(1), limit };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            flows: Mutex::default(),
+            next: AtomicU64::new(1),
+            limit,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Enters a flow.
@@ -96,7 +102,10 @@ impl LiveFlows {
         }
         flows.insert(id, Arc::clone(&flow));
         drop(flows);
-        Ok(Permit { flow, live: self.clone() })
+        Ok(Permit {
+            flow,
+            live: self.clone(),
+        })
     }
 
     /// How many flows there are.

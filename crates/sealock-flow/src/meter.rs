@@ -45,9 +45,17 @@ impl Meter {
     pub fn registered(registry: &mut Registry) -> Self {
         let meter = Self::default();
         let inner = &meter.inner;
-        registry.register("flows_began", "Flows that policy allowed", inner.began.clone());
+        registry.register(
+            "flows_began",
+            "Flows that policy allowed",
+            inner.began.clone(),
+        );
         registry.register("flows_live", "Flows that exist", inner.live.clone());
-        registry.register("flows_ended", "Flows that ended or were refused, by reason", inner.ended.clone());
+        registry.register(
+            "flows_ended",
+            "Flows that ended or were refused, by reason",
+            inner.ended.clone(),
+        );
         registry.register_with_unit(
             "flows_carried",
             "Payload carried for flows that ended",
@@ -81,7 +89,10 @@ impl Meter {
         let up = flow.bytes_up.load(Ordering::Relaxed);
         let down = flow.bytes_down.load(Ordering::Relaxed);
         for (direction, bytes) in [("up", up), ("down", down)] {
-            self.inner.bytes.get_or_create(&Direction { direction }).inc_by(bytes);
+            self.inner
+                .bytes
+                .get_or_create(&Direction { direction })
+                .inc_by(bytes);
         }
         tracing::info!(
             target: "access",
@@ -99,6 +110,12 @@ impl Meter {
     }
 
     fn count(&self, inlet: InletKind, reason: Reason) {
-        self.inner.ended.get_or_create(&Ending { inlet: inlet.as_str(), reason: reason.code() }).inc();
+        self.inner
+            .ended
+            .get_or_create(&Ending {
+                inlet: inlet.as_str(),
+                reason: reason.code(),
+            })
+            .inc();
     }
 }

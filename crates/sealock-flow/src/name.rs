@@ -25,6 +25,16 @@ pub struct Named {
 /// Settles the name of a flow.
 #[must_use]
 pub fn settle(arrival: Arrival) -> Named {
-    let Arrival { inlet, facts, leg, near } = arrival;
-    Named { inlet, facts, leg, near }
+    let Arrival {
+        inlet,
+        facts,
+        leg,
+        near,
+    } = arrival;
+    Named {
+        inlet,
+        facts,
+        leg,
+        near,
+    }
 }

@@ -97,11 +97,19 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(15); // a dial of 10 s at th
 /// The near side with the reason of the last way, so that it can be answered. A permit that policy takes back
 /// meanwhile fails the opening too.
 pub async fn open(ruled: Ruled) -> Result<(Opened, Permit), Box<Failed>> {
-    let Ruled { named, permit, ways } = ruled;
+    let Ruled {
+        named,
+        permit,
+        ways,
+    } = ruled;
     let mut near = named.near;
     let mut last = Reason::Internal; // replaced by the first way: a plan is never empty
     for way in ways {
-        let mut opening = Opening { facts: &named.facts, leg: named.leg, near: &mut near };
+        let mut opening = Opening {
+            facts: &named.facts,
+            leg: named.leg,
+            near: &mut near,
+        };
         let answer = tokio::select! {
             biased; // policy before progress
             reason = permit.revoked() => Err(reason),
@@ -117,7 +125,11 @@ pub async fn open(ruled: Ruled) -> Result<(Opened, Permit), Box<Failed>> {
             }
         }
     }
-    Err(Box::new(Failed { near, permit, reason: last }))
+    Err(Box::new(Failed {
+        near,
+        permit,
+        reason: last,
+    }))
 }
 
 async fn open_way(way: &Way, opening: &mut Opening<'_>) -> Result<Io, Reason> {

@@ -77,10 +77,18 @@ pub fn decide(
     let entered = live.enter(named.inlet, named.facts.clone());
     let verdict = entered.and_then(|permit| Ok((judge.judge(&named.facts)?, permit)));
     let rule = verdict.as_ref().ok().map(|(rule, _)| rule.clone());
-    audit.decided(Decision::new(&named.facts, rule, verdict.as_ref().err().copied()));
+    audit.decided(Decision::new(
+        &named.facts,
+        rule,
+        verdict.as_ref().err().copied(),
+    ));
     let planned = verdict.and_then(|(_, permit)| Ok((judge.plan(&named.facts)?, permit)));
     match planned {
-        Ok((ways, permit)) => Ok(Ruled { named, permit, ways }),
+        Ok((ways, permit)) => Ok(Ruled {
+            named,
+            permit,
+            ways,
+        }),
         Err(reason) => Err(Box::new(Refused { named, reason })),
     }
 }

@@ -13,7 +13,7 @@ use sealock_core::address::HostPort;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_proto::session::{AgentEvent, AgentSide};
-use sealock_proto::wire::{Hello, Incoming, Message, Open, PROTOCOL_VERSION};
+use sealock_proto::wire::{Hello, Incoming, Message, Open, PROTOCOL_VERSION, SessionKind};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::message;
@@ -138,6 +138,8 @@ pub struct SessionConfig {
     pub dialer: Dialer,
     /// Random for each start of the process.
     pub instance: [u8; 16],
+    /// What the session is for.
+    pub kind: SessionKind,
     /// The services to offer, now and later.
     pub offers: watch::Receiver<BTreeSet<ServiceName>>,
     /// Where offered legs go; when it is full, a leg is refused.
@@ -168,7 +170,11 @@ async fn keep(mut config: SessionConfig, publish: watch::Sender<State>) {
             }
             report(&relay, reason);
             // Full jitter: agents that lost a relay together do not come back together.
-            let longest = if is_hopeless(reason) { HOPELESS_PAUSE } else { pause };
+            let longest = if is_hopeless(reason) {
+                HOPELESS_PAUSE
+            } else {
+                pause
+            };
             let wait = longest.mul_f64(rand::random_range(0.1..1.0));
             tokio::time::sleep(wait).await;
         }
@@ -207,7 +213,10 @@ async fn one(
     let ended = match greet(config, &connection).await {
         Ok((mut control, number)) => {
             tracing::info!(%relay, session_id = number, "session up");
-            let session = Session { connection: connection.clone(), number };
+            let session = Session {
+                connection: connection.clone(),
+                number,
+            };
             publish.send_replace(State::Up(session));
             control.run(config, &connection, &scope).await
         }
@@ -220,20 +229,25 @@ async fn one(
 /// How long the relay may take to welcome us.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
 
-async fn greet(
-    config: &SessionConfig,
-    connection: &Connection,
-) -> Result<(Control, u64), Reason> {
+async fn greet(config: &SessionConfig, connection: &Connection) -> Result<(Control, u64), Reason> {
     let talk = async {
-        let BiStream { recv: reader, send: mut writer } = connection.open_bi().await?;
+        let BiStream {
+            recv: reader,
+            send: mut writer,
+        } = connection.open_bi().await?;
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
             instance: config.instance,
+            kind: config.kind,
             software: env!("CARGO_PKG_VERSION").to_owned(),
         };
         writer.write(Message::Hello(hello).encode()).await?;
-        let mut control =
-            Control { reader, writer, side: AgentSide::default(), offered: BTreeSet::new() };
+        let mut control = Control {
+            reader,
+            writer,
+            side: AgentSide::default(),
+            offered: BTreeSet::new(),
+        };
         match control.hear().await? {
             AgentEvent::Welcomed(welcome) => Ok((control, welcome.session)),
             AgentEvent::Left(reason) => Err(reason),
@@ -243,7 +257,11 @@ async fn greet(
     let outcome = tokio::time::timeout(WELCOME_DEADLINE, talk).await;
     let outcome = outcome.unwrap_or(Err(Reason::HandshakeTimeout));
     // What the relay says at the close of the connection tells more than the broken stream.
-    outcome.map_err(|reason| connection.close_reason().map_or(reason, |lost| lost.reason()))
+    outcome.map_err(|reason| {
+        connection
+            .close_reason()
+            .map_or(reason, |lost| lost.reason())
+    })
 }
 
 /// The control stream of a live session.
@@ -259,8 +277,12 @@ const HEADLESS_LIMIT: usize = 256;
 
 impl Control {
     async fn hear(&mut self) -> Result<AgentEvent, Reason> {
-        let message = message::read(&mut self.reader).await.map_err(message::ReadError::reason)?;
-        self.side.handle_message(message).map_err(|violation| violation.0)
+        let message = message::read(&mut self.reader)
+            .await
+            .map_err(message::ReadError::reason)?;
+        self.side
+            .handle_message(message)
+            .map_err(|violation| violation.0)
     }
 
     /// Keeps the session until it ends; says why it did.
@@ -277,7 +299,9 @@ impl Control {
         let (reader, writer) = (&mut self.reader, &mut self.writer);
         let listen = async move {
             loop {
-                let message = message::read(reader).await.map_err(message::ReadError::reason);
+                let message = message::read(reader)
+                    .await
+                    .map_err(message::ReadError::reason);
                 let last = message.is_err();
                 if heard_in.send(message).await.is_err() || last {
                     return;
@@ -311,17 +335,25 @@ impl Control {
                 }
             };
             if let Err(reason) = step {
-                return connection.close_reason().map_or(reason, |lost| lost.reason());
+                return connection
+                    .close_reason()
+                    .map_or(reason, |lost| lost.reason());
             }
         }
     }
 }
 
 fn on_message(side: &mut AgentSide, message: Message) -> Result<(), Reason> {
-    match side.handle_message(message).map_err(|violation| violation.0)? {
+    match side
+        .handle_message(message)
+        .map_err(|violation| violation.0)?
+    {
         AgentEvent::Registered(waiting) if waiting.names.is_empty() => {}
         AgentEvent::Registered(waiting) => {
-            tracing::debug!(services = waiting.names.len(), "the relay does not know these services yet");
+            tracing::debug!(
+                services = waiting.names.len(),
+                "the relay does not know these services yet"
+            );
         }
         AgentEvent::Draining => tracing::info!("the relay is shutting down"),
         AgentEvent::Left(reason) => return Err(reason),

@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 
-use crate::wire::{Hello, Message, PROTOCOL_VERSION, SERVICES_LIMIT, Services, Welcome};
+use crate::wire::{
+    Hello, Message, PROTOCOL_VERSION, SERVICES_LIMIT, Services, SessionKind, Welcome,
+};
 
 /// How many services one session may offer.
 pub const SERVICES_PER_SESSION: usize = 4_096;
@@ -42,7 +44,7 @@ pub enum RelayEvent {
 /// The relay's side of a session's control stream.
 #[derive(Debug, Default)]
 pub struct RelaySide {
-    greeted: bool,
+    greeted: Option<SessionKind>,
     offers: BTreeSet<ServiceName>,
 }
 
@@ -59,14 +61,15 @@ impl RelaySide {
     /// When the message may not come now; the session ends with the violation's reason.
     pub fn handle_message(&mut self, message: Message) -> Result<RelayEvent, Violation> {
         match message {
-            Message::Hello(hello) if !self.greeted => {
+            Message::Hello(hello) if self.greeted.is_none() => {
                 if hello.protocol != PROTOCOL_VERSION {
                     return Err(Violation(Reason::VersionUnsupported));
                 }
-                self.greeted = true;
+                self.greeted = Some(hello.kind);
                 Ok(RelayEvent::Greeted(hello))
             }
-            Message::Register(list) if self.greeted => {
+            // A session that only calls has nothing to offer.
+            Message::Register(list) if self.greeted == Some(SessionKind::Full) => {
                 self.offers.extend(list.names.iter().cloned());
                 if self.offers.len() > SERVICES_PER_SESSION {
                     return Err(Violation(Reason::QuotaExceeded));
@@ -76,7 +79,7 @@ impl RelaySide {
                     asked: list.names,
                 })
             }
-            Message::Withdraw(list) if self.greeted => {
+            Message::Withdraw(list) if self.greeted == Some(SessionKind::Full) => {
                 for name in &list.names {
                     self.offers.remove(name);
                 }
@@ -85,7 +88,7 @@ impl RelaySide {
                     asked: Vec::new(),
                 })
             }
-            Message::Drain if self.greeted => Ok(RelayEvent::Draining),
+            Message::Drain if self.greeted.is_some() => Ok(RelayEvent::Draining),
             Message::Bye(reason) => Ok(RelayEvent::Left(reason)),
             Message::Hello(_)
             | Message::Register(_)
@@ -185,9 +188,14 @@ mod tests {
     use super::*;
 
     fn hello(protocol: u32) -> Message {
+        of_kind(protocol, SessionKind::Full)
+    }
+
+    fn of_kind(protocol: u32, kind: SessionKind) -> Message {
         Message::Hello(Hello {
             protocol,
             instance: [0; 16],
+            kind,
             software: "0.1.0".into(),
         })
     }
@@ -228,6 +236,18 @@ mod tests {
     fn another_version_is_told_so() {
         let outcome = RelaySide::default().handle_message(hello(PROTOCOL_VERSION + 1));
         assert_eq!(outcome, Err(Violation(Reason::VersionUnsupported)));
+    }
+
+    #[test]
+    fn a_session_that_only_calls_offers_nothing() {
+        let mut relay = RelaySide::default();
+        let hello = of_kind(PROTOCOL_VERSION, SessionKind::CallerOnly);
+        relay.handle_message(hello).expect("in order");
+        let offer = Message::Register(Services {
+            sequence: 1,
+            names: names(1),
+        });
+        assert_eq!(relay.handle_message(offer), Err(OUT_OF_ORDER));
     }
 
     #[test]

@@ -42,6 +42,15 @@ impl std::fmt::Debug for StreamId {
     }
 }
 
+/// What an agent's session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SessionKind {
+    /// The agent's own: it offers services and opens them. A newer one takes its place.
+    Full,
+    /// A short-lived program beside the agent, with the same identity: it only opens services.
+    CallerOnly,
+}
+
 /// An agent's first message: who the process is, beyond what its certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -49,6 +58,8 @@ pub struct Hello {
     pub protocol: u32,
     /// Random for each start of the process: tells a reconnect from a second machine with the same identity.
     pub instance: [u8; 16],
+    /// What the session is for.
+    pub kind: SessionKind,
     /// The program's version, for people.
     pub software: String,
 }
@@ -221,6 +232,7 @@ mod tests {
             Message::Hello(Hello {
                 protocol: 1,
                 instance: [1; 16],
+                kind: SessionKind::CallerOnly,
                 software: "0.1.0".into(),
             }),
             Message::Welcome(Welcome { session: 9 }),

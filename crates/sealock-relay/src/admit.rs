@@ -19,7 +19,9 @@ pub(crate) async fn serve(endpoint: Endpoint, budget: PreAuthBudget, shared: Sha
         let source = incoming.remote_address().ip();
         match budget.admit(Instant::now(), source, incoming.is_validated()) {
             Verdict::Accept(ticket) => {
-                shared.tasks.spawn("admit", admit(incoming, ticket, shared.clone()));
+                shared
+                    .tasks
+                    .spawn("admit", admit(incoming, ticket, shared.clone()));
             }
             Verdict::Retry => incoming.retry(),
             Verdict::Refuse => incoming.refuse(),

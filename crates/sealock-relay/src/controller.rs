@@ -29,7 +29,10 @@ const JOINING_BYTES: usize = 64 * 1024;
 
 impl ControllerWay {
     pub(crate) fn new(address: HostPort) -> Self {
-        Self { address, joining: Arc::new(Semaphore::new(JOINING_LIMIT)) }
+        Self {
+            address,
+            joining: Arc::new(Semaphore::new(JOINING_LIMIT)),
+        }
     }
 
     /// Joins a stream with the controller until both directions ended.

@@ -1,7 +1,8 @@
 //! Who is connected, and what they offer: one live session for each agent.
 //!
 //! A newer session of an agent takes the place of the older one, which is told so. A session can only remove itself,
-//! so an old connection that dies late takes nothing from its successor.
+//! so an old connection that dies late takes nothing from its successor. Sessions that only call stand beside the
+//! agent's own, a few for each agent.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use sealock_core::view::View;
 use sealock_flow::outlet::session::Provider;
 use sealock_net::identity::PeerIdentity;
 use sealock_net::transport::Connection;
+use sealock_proto::wire::{Hello, SessionKind};
 
 /// A session that is up.
 #[derive(Debug)]
@@ -45,9 +47,25 @@ pub struct Directory {
     inner: Arc<Inner>,
 }
 
+/// The sessions of one agent.
+#[derive(Debug, Default)]
+struct Slots {
+    full: Option<Arc<Live>>,
+    callers: Vec<Arc<Live>>,
+}
+
+impl Slots {
+    fn all(&self) -> impl Iterator<Item = &Arc<Live>> {
+        self.full.iter().chain(&self.callers)
+    }
+}
+
+/// How many sessions that only call an agent may have.
+const CALLERS_LIMIT: usize = 32; // as many `ssh` through one laptop as anybody opens at once
+
 #[derive(Debug)]
 struct Inner {
-    sessions: Mutex<HashMap<AgentId, Arc<Live>>>,
+    sessions: Mutex<HashMap<AgentId, Slots>>,
     next: AtomicU64,
     /// Turns through the providers of a service.
     turn: AtomicUsize,
@@ -58,34 +76,51 @@ impl Directory {
     /// Room for `limit` sessions.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        let inner = Inner { sessions: Mutex::default(), next: AtomicU64::new(1), turn: AtomicUsize::new(0), limit };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            sessions: Mutex::default(),
+            next: AtomicU64::new(1),
+            turn: AtomicUsize::new(0),
+            limit,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
-    /// Enters a session; an older one of the same agent is told and closed.
+    /// Enters a session; an older one of the same agent and kind is told and closed.
     ///
     /// # Errors
-    /// [`Reason::Overloaded`] when the relay is full.
+    /// [`Reason::Overloaded`] when the relay is full, [`Reason::QuotaExceeded`] when the agent is.
     pub(crate) fn enter(
         &self,
         agent: AgentId,
         peer: PeerIdentity,
         connection: Connection,
-        instance: [u8; 16],
+        hello: &Hello,
     ) -> Result<Arc<Live>, Reason> {
         let live = Arc::new(Live {
             number: self.inner.next.fetch_add(1, Ordering::Relaxed),
             agent: agent.clone(),
             peer,
             connection,
-            instance,
+            instance: hello.instance,
             offers: Mutex::default(),
         });
         let mut sessions = self.inner.sessions.lock();
         if sessions.len() >= self.inner.limit && !sessions.contains_key(&agent) {
             return Err(Reason::Overloaded);
         }
-        let older = sessions.insert(agent, Arc::clone(&live));
+        let slots = sessions.entry(agent).or_default();
+        let older = match hello.kind {
+            SessionKind::Full => slots.full.replace(Arc::clone(&live)),
+            SessionKind::CallerOnly if slots.callers.len() >= CALLERS_LIMIT => {
+                return Err(Reason::QuotaExceeded);
+            }
+            SessionKind::CallerOnly => {
+                slots.callers.push(Arc::clone(&live));
+                None
+            }
+        };
         drop(sessions);
         if let Some(older) = older {
             retire(&older, &live);
@@ -96,7 +131,12 @@ impl Directory {
     /// Takes a session out, unless another one has taken its place.
     pub(crate) fn leave(&self, live: &Live) {
         let mut sessions = self.inner.sessions.lock();
-        if sessions.get(&live.agent).is_some_and(|current| current.number == live.number) {
+        let Some(slots) = sessions.get_mut(&live.agent) else {
+            return;
+        };
+        slots.callers.retain(|caller| caller.number != live.number);
+        slots.full.take_if(|full| full.number == live.number);
+        if slots.all().next().is_none() {
             sessions.remove(&live.agent);
         }
     }
@@ -104,7 +144,9 @@ impl Directory {
     /// The connected agents that offer the service and may, by the view; another one first each time.
     #[must_use]
     pub(crate) fn providers(&self, view: &View, service: &ServiceName) -> Vec<Provider> {
-        let Some(known) = view.service(service) else { return Vec::new() };
+        let Some(known) = view.service(service) else {
+            return Vec::new();
+        };
         let sessions = self.inner.sessions.lock();
         let tenant = &view.head.tenant;
         let id = |name: &sealock_core::name::AgentName| AgentId {
@@ -115,7 +157,7 @@ impl Directory {
         let mut found: Vec<Arc<Live>> = known
             .providers
             .iter()
-            .filter_map(|name| sessions.get(&id(name)))
+            .filter_map(|name| sessions.get(&id(name))?.full.as_ref())
             .filter(offering)
             .map(Arc::clone)
             .collect();
@@ -125,17 +167,34 @@ impl Directory {
         found.rotate_left(first);
         found
             .into_iter()
-            .map(|live| Provider { agent: live.agent.clone(), connection: live.connection.clone() })
+            .map(|live| Provider {
+                agent: live.agent.clone(),
+                connection: live.connection.clone(),
+            })
             .collect()
     }
 
     /// Closes every session that `verdict` no longer lets in; returns how many.
-    pub(crate) fn sweep(&self, verdict: impl Fn(&AgentId, &PeerIdentity) -> Result<(), Reason>) -> usize {
-        let all: Vec<Arc<Live>> = self.inner.sessions.lock().values().cloned().collect();
+    pub(crate) fn sweep(
+        &self,
+        verdict: impl Fn(&AgentId, &PeerIdentity) -> Result<(), Reason>,
+    ) -> usize {
+        let all: Vec<Arc<Live>> = self
+            .inner
+            .sessions
+            .lock()
+            .values()
+            .flat_map(Slots::all)
+            .cloned()
+            .collect();
         let out = |live: &&Arc<Live>| match verdict(&live.agent, &live.peer) {
             Ok(()) => false,
             Err(reason) => {
-                tracing::info!(session_id = live.number, reason = reason.code(), "session closed by policy");
+                tracing::info!(
+                    session_id = live.number,
+                    reason = reason.code(),
+                    "session closed by policy"
+                );
                 live.connection.close(reason);
                 true
             }
@@ -147,28 +206,29 @@ impl Directory {
     #[must_use]
     pub fn list(&self) -> Vec<SessionSummary> {
         let sessions = self.inner.sessions.lock();
-        let mut list: Vec<SessionSummary> = sessions.values().map(|live| live.summary()).collect();
+        let mut list: Vec<SessionSummary> = sessions
+            .values()
+            .flat_map(Slots::all)
+            .map(|live| live.summary())
+            .collect();
         drop(sessions);
         list.sort_by_key(|summary| summary.number);
         list
     }
 
-    /// How many sessions are up.
+    /// How many agents are connected.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn agents(&self) -> usize {
         self.inner.sessions.lock().len()
-    }
-
-    /// Whether no session is up.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
 fn retire(older: &Live, newer: &Live) {
     if older.instance == newer.instance {
-        tracing::debug!(session_id = older.number, "the agent came back; its older session ends");
+        tracing::debug!(
+            session_id = older.number,
+            "the agent came back; its older session ends"
+        );
     } else {
         // Two machines with one identity, or a restart that the relay saw before the end of the old process.
         tracing::warn!(session_id = older.number, agent = %older.agent, "another process took this agent's place");

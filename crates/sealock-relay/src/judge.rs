@@ -34,7 +34,11 @@ impl Judge for RelayJudge {
             .into_iter()
             .map(Way::Provider)
             .collect();
-        if ways.is_empty() { Err(Reason::NoProvider) } else { Ok(ways) }
+        if ways.is_empty() {
+            Err(Reason::NoProvider)
+        } else {
+            Ok(ways)
+        }
     }
 }
 
@@ -42,7 +46,11 @@ impl Judge for RelayJudge {
 ///
 /// # Errors
 /// The reason why not.
-pub(crate) fn admits(views: &ViewStore, agent: &AgentId, peer: &PeerIdentity) -> Result<(), Reason> {
+pub(crate) fn admits(
+    views: &ViewStore,
+    agent: &AgentId,
+    peer: &PeerIdentity,
+) -> Result<(), Reason> {
     // A view that is too old refuses opens, not sessions: the agent needs the session to get to the controller.
     let view = match views.current(&agent.tenant) {
         Ok(view) => view,

@@ -12,4 +12,3 @@ mod judge;
 mod session;
 
 pub use directory::{Directory, SessionSummary};
-

@@ -39,13 +39,22 @@ const HEADLESS_LIMIT: usize = 64;
 const CONTROLLER_LIMIT: usize = 4;
 
 /// Serves an admitted agent until its session ends.
-pub(crate) async fn serve(shared: Shared, connection: Connection, agent: AgentId, peer: PeerIdentity) {
+pub(crate) async fn serve(
+    shared: Shared,
+    connection: Connection,
+    agent: AgentId,
+    peer: PeerIdentity,
+) {
     let ended = match greet(&shared, &connection, agent, peer).await {
         Ok((control, live)) => {
             tracing::info!(session_id = live.number, agent = %live.agent, "session up");
             let ended = run(&shared, &connection, control, &live).await;
             shared.directory.leave(&live);
-            tracing::info!(session_id = live.number, reason = ended.code(), "session ended");
+            tracing::info!(
+                session_id = live.number,
+                reason = ended.code(),
+                "session ended"
+            );
             ended
         }
         Err(reason) => {
@@ -71,21 +80,43 @@ async fn greet(
 ) -> Result<(Control, Arc<Live>), Reason> {
     judge::admits(&shared.views, &agent, &peer)?;
     let talk = async {
-        let BiStream { recv: mut reader, send: mut writer } = connection.accept_bi().await?;
+        let BiStream {
+            recv: mut reader,
+            send: mut writer,
+        } = connection.accept_bi().await?;
         let mut side = RelaySide::default();
-        let message = message::read(&mut reader).await.map_err(ReadError::reason)?;
-        let event = side.handle_message(message).map_err(|violation| violation.0)?;
-        let RelayEvent::Greeted(hello) = event else { return Err(Reason::ProtocolViolation) };
-        let entered = shared.directory.enter(agent, peer, connection.clone(), hello.instance);
+        let message = message::read(&mut reader)
+            .await
+            .map_err(ReadError::reason)?;
+        let event = side
+            .handle_message(message)
+            .map_err(|violation| violation.0)?;
+        let RelayEvent::Greeted(hello) = event else {
+            return Err(Reason::ProtocolViolation);
+        };
+        let entered = shared
+            .directory
+            .enter(agent, peer, connection.clone(), &hello);
         let live = entered?;
-        let welcome = Message::Welcome(Welcome { session: live.number });
+        let welcome = Message::Welcome(Welcome {
+            session: live.number,
+        });
         if let Err(error) = writer.write(welcome.encode()).await {
             shared.directory.leave(&live);
             return Err(error.reason());
         }
-        Ok((Control { reader, writer, side }, live))
+        Ok((
+            Control {
+                reader,
+                writer,
+                side,
+            },
+            live,
+        ))
     };
-    tokio::time::timeout(WORD_DEADLINE, talk).await.unwrap_or(Err(Reason::HandshakeTimeout))
+    tokio::time::timeout(WORD_DEADLINE, talk)
+        .await
+        .unwrap_or(Err(Reason::HandshakeTimeout))
 }
 
 async fn run(
@@ -94,7 +125,11 @@ async fn run(
     control: Control,
     live: &Arc<Live>,
 ) -> Reason {
-    let Control { mut reader, mut writer, mut side } = control;
+    let Control {
+        mut reader,
+        mut writer,
+        mut side,
+    } = control;
     let (heard_in, mut heard) = mpsc::channel(16);
     // Messages are read in a future of their own, because a read that is cancelled half-way loses its place.
     let listen = async move {
@@ -130,7 +165,9 @@ async fn run(
             },
         };
         if let Err(reason) = step {
-            return connection.close_reason().map_or(reason, |lost| lost.reason());
+            return connection
+                .close_reason()
+                .map_or(reason, |lost| lost.reason());
         }
     }
 }
@@ -142,7 +179,10 @@ async fn on_message(
     live: &Live,
     message: Message,
 ) -> Result<(), Reason> {
-    match side.handle_message(message).map_err(|violation| violation.0)? {
+    match side
+        .handle_message(message)
+        .map_err(|violation| violation.0)?
+    {
         RelayEvent::OffersChanged { sequence, asked } => {
             live.set_offers(side.offers().clone());
             let names = waiting(&shared.views, &live.agent, asked);
@@ -160,9 +200,12 @@ async fn on_message(
 
 /// Those of the asked services that the view does not name this agent a provider of.
 fn waiting(views: &ViewStore, agent: &AgentId, asked: Vec<ServiceName>) -> Vec<ServiceName> {
-    let Ok(view) = views.current(&agent.tenant) else { return asked };
+    let Ok(view) = views.current(&agent.tenant) else {
+        return asked;
+    };
     let provides = |name: &ServiceName| {
-        view.service(name).is_some_and(|service| service.providers.contains(&agent.name))
+        view.service(name)
+            .is_some_and(|service| service.providers.contains(&agent.name))
     };
     asked.into_iter().filter(|name| !provides(name)).collect()
 }
@@ -176,7 +219,10 @@ struct Limits {
 impl Limits {
     fn new() -> Self {
         let controller = Arc::new(Semaphore::new(CONTROLLER_LIMIT));
-        Self { headless: Arc::new(Semaphore::new(HEADLESS_LIMIT)), controller }
+        Self {
+            headless: Arc::new(Semaphore::new(HEADLESS_LIMIT)),
+            controller,
+        }
     }
 }
 

@@ -30,7 +30,10 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 Ok(Near::Tcp(stream))
             }
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _caller)| Near::Unix(stream)),
+            Self::Unix(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, _caller)| Near::Unix(stream)),
         }
     }
 }
@@ -47,10 +50,17 @@ const FLOWS_LIMIT: usize = 4_096;
 pub async fn serve(listener: Listener, hop: Hop, facts: Facts, tasks: &Spawner) {
     let slots = Arc::new(Semaphore::new(FLOWS_LIMIT));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok(near) => {
-                let arrival = Arrival { inlet: InletKind::Port, facts: facts.clone(), leg: None, near };
+                let arrival = Arrival {
+                    inlet: InletKind::Port,
+                    facts: facts.clone(),
+                    leg: None,
+                    near,
+                };
                 let hop = hop.clone();
                 tasks.spawn("flow", async move {
                     hop::run(&hop, arrival).await;

@@ -57,9 +57,17 @@ pub async fn at_provider(
         certificate: Some(certificate(caller.peer())),
         service: Fact::new(caller.service().clone(), Source::Asked),
     };
-    Ok(Arrival { inlet: InletKind::Session, facts, leg: Some(leg_id), near: Near::Sealed(caller) })
+    Ok(Arrival {
+        inlet: InletKind::Session,
+        facts,
+        leg: Some(leg_id),
+        near: Near::Sealed(caller),
+    })
 }
 
 fn certificate(peer: &PeerIdentity) -> CertificateRef {
-    CertificateRef { serial: peer.serial.clone(), key_digest: peer.key_digest.clone() }
+    CertificateRef {
+        serial: peer.serial.clone(),
+        key_digest: peer.key_digest.clone(),
+    }
 }

@@ -7,5 +7,10 @@ use crate::arrival::{Arrival, InletKind, Near};
 /// The one flow of this program.
 #[must_use]
 pub fn arrival(facts: Facts) -> Arrival {
-    Arrival { inlet: InletKind::Stdio, facts, leg: None, near: Near::Stdio }
+    Arrival {
+        inlet: InletKind::Stdio,
+        facts,
+        leg: None,
+        near: Near::Stdio,
+    }
 }

@@ -47,7 +47,9 @@ async fn dial(address: SocketAddr) -> Result<TcpStream, Reason> {
     match tokio::time::timeout(ADDRESS_DEADLINE, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => {
             // Small writes of an application must not wait for acknowledgements that we hide from it.
-            stream.set_nodelay(true).map_err(|_| Reason::TargetUnreachable)?;
+            stream
+                .set_nodelay(true)
+                .map_err(|_| Reason::TargetUnreachable)?;
             Ok(stream)
         }
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {

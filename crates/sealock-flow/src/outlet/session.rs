@@ -33,7 +33,11 @@ impl ServiceOutlet {
     /// A way through these sessions, with this identity, to the providers that these views name.
     #[must_use]
     pub fn new(sessions: Sessions, end_to_end: EndToEnd, views: ViewStore) -> Self {
-        Self { sessions, end_to_end, views }
+        Self {
+            sessions,
+            end_to_end,
+            views,
+        }
     }
 
     /// Opens a leg to a provider and authenticates it end to end.
@@ -44,9 +48,17 @@ impl ServiceOutlet {
             .await
             .map_err(|_elapsed| Reason::RelayUnreachable)?;
         let stream = StreamId(rand::random());
-        let open = Open { stream, epoch: Epoch::FIRST, service: service.clone() };
+        let open = Open {
+            stream,
+            epoch: Epoch::FIRST,
+            service: service.clone(),
+        };
         let leg = session.open_leg(&open).await?;
-        let call = Call { stream, service, providers };
+        let call = Call {
+            stream,
+            service,
+            providers,
+        };
         let (reader, writer) = self.end_to_end.call(leg, call, || opening.early()).await?;
         Ok(Io::Sealed(reader, writer))
     }
@@ -55,7 +67,9 @@ impl ServiceOutlet {
     fn providers(&self, opening: &Opening<'_>) -> Result<BTreeSet<AgentId>, Reason> {
         let facts = opening.facts;
         let view = self.views.current(&facts.tenant)?;
-        let service = view.service(&facts.service.value).ok_or(Reason::NoSuchService)?;
+        let service = view
+            .service(&facts.service.value)
+            .ok_or(Reason::NoSuchService)?;
         let id = |name: &sealock_core::name::AgentName| AgentId {
             tenant: facts.tenant.clone(),
             name: name.clone(),
@@ -76,13 +90,20 @@ pub struct Provider {
 /// Opens a leg to the provider. It answers the caller itself, through the leg.
 pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Result<Io, Reason> {
     let (stream, epoch) = opening.leg.ok_or(Reason::Internal)?;
-    let mut leg = provider.connection.open_bi().await.map_err(|_lost| Reason::PeerLost)?;
+    let mut leg = provider
+        .connection
+        .open_bi()
+        .await
+        .map_err(|_lost| Reason::PeerLost)?;
     let incoming = Message::Incoming(Incoming {
         stream,
         epoch,
         service: opening.facts.service.value.clone(),
         caller: opening.facts.caller.value.clone(),
     });
-    leg.send.write(incoming.encode()).await.map_err(|_lost| Reason::PeerLost)?;
+    leg.send
+        .write(incoming.encode())
+        .await
+        .map_err(|_lost| Reason::PeerLost)?;
     Ok(Io::Leg(leg))
 }

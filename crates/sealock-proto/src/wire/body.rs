@@ -12,7 +12,8 @@ use sealock_core::reason::Reason;
 use crate::stream::Epoch;
 
 use super::{
-    DecodeError, Hello, Incoming, Message, Open, SERVICES_LIMIT, Services, StreamId, Welcome,
+    DecodeError, Hello, Incoming, Message, Open, SERVICES_LIMIT, Services, SessionKind, StreamId,
+    Welcome,
 };
 
 const HELLO: u8 = 0x01;
@@ -42,6 +43,8 @@ struct HelloBody {
     instance: Vec<u8>,
     #[prost(string, tag = "3")]
     software: String,
+    #[prost(bool, tag = "4")]
+    caller_only: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -86,6 +89,7 @@ pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
                 protocol: hello.protocol,
                 instance: hello.instance.to_vec(),
                 software: hello.software.clone(),
+                caller_only: hello.kind == SessionKind::CallerOnly,
             }
             .encode_to_vec(),
         ),
@@ -236,9 +240,15 @@ impl Fields {
             return Err(self.invalid("software"));
         }
         let instance = self.sixteen("instance", &body.instance)?;
+        let kind = if body.caller_only {
+            SessionKind::CallerOnly
+        } else {
+            SessionKind::Full
+        };
         Ok(Hello {
             protocol: body.protocol,
             instance,
+            kind,
             software: body.software,
         })
     }
