@@ -114,6 +114,8 @@ case "${1:-}" in
     lab)
         build
         packages iproute2 nftables tcpdump curl openssh-client openssh-server postgresql redis-server netcat-openbsd iperf3
+        # Without root, the lab's own user namespace takes its users from here.
+        [ "$(id -u)" -eq 0 ] || packages uidmap
         cargo_tool cargo-nextest nextest
         ;;
     bench)

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -134,7 +135,21 @@ fn namespaces_of_a_killed_test_are_swept() -> Result<()> {
 }
 
 #[test]
-#[should_panic(expected = "the reason")]
-fn a_failed_scene_fails_the_test() {
-    scene(Family::V4, |_| Err(anyhow::anyhow!("the reason")));
+fn a_failed_scene_fails_the_test_and_keeps_its_logs() -> Result<()> {
+    let directory = OnceLock::new();
+    let failed = std::panic::catch_unwind(|| {
+        scene(Family::V4, |lab| {
+            directory.set(lab.directory().to_path_buf()).ok();
+            Err(anyhow::anyhow!("the reason"))
+        });
+    });
+    let panic = failed.err().context("the scene passed")?;
+    assert_eq!(
+        panic.downcast_ref::<String>().map(String::as_str),
+        Some("the reason")
+    );
+    let kept = directory.get().context("the scene ran")?;
+    assert!(kept.is_dir());
+    fs::remove_dir_all(kept)?;
+    Ok(())
 }
