@@ -36,6 +36,8 @@ mod varint;
 mod model;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::time::{Duration, Instant};
