@@ -9,6 +9,8 @@ use crate::stream::StreamConfig;
 pub(super) type Micros = u64;
 
 pub(super) const SECOND: Micros = 1_000_000;
+/// The longest that an acknowledgement is put off.
+pub(super) const ACK_DELAY: Micros = 20_000;
 
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -94,7 +96,7 @@ fn config(rng: &mut Rng, tiny: bool, early: u32) -> StreamConfig {
         initial_window,
         max_window: initial_window + u32::try_from(rng.scaled(4 * max)).expect("small"),
         early,
-        ack_delay: Duration::from_micros(rng.upto(20_000)),
+        ack_delay: Duration::from_micros(rng.upto(ACK_DELAY)),
         resume_window: Duration::from_secs(120),
     }
 }

@@ -10,7 +10,7 @@ use sealock_core::reason::Reason;
 use super::check::{self, Failure};
 use super::leg::{Leg, Pipe};
 use super::rng::{Rng, mix, pattern};
-use super::swarm::{Micros, Plan, SECOND};
+use super::swarm::{ACK_DELAY, Micros, Plan, SECOND};
 use crate::stream::{
     Ack, Attach, AttachError, Decoder, Encoded, Epoch, Event, Frame, Read, Role, Stream,
 };
@@ -191,7 +191,7 @@ impl World {
         let each = faults.notice + faults.dial + faults.cut_time + 4 * faults.delay;
         // Every fault, then the window twice (to expire, to forget), then the applications.
         let limit = u64::from(faults.budget + 1) * each + 250 * SECOND + self.plan.pace();
-        let limit = limit + 4 * faults.delay * self.turns();
+        let limit = limit + (4 * faults.delay + ACK_DELAY) * self.turns();
         while !self.is_over() {
             let Some(Reverse((at, _, happening))) = self.queue.pop() else {
                 return Err(check::stuck(self, "nothing is left to happen"));
@@ -427,6 +427,10 @@ impl World {
             return Ok(());
         };
         let side = 1 - from;
+        // A leg that died before its ATTACH came is never taken.
+        if self.legs[leg].closed[side] && self.legs[leg].epoch[side].is_none() {
+            return Ok(());
+        }
         let mut rest = bytes;
         while !rest.is_empty() {
             let length = if self.rng.chance(self.plan.faults.resplit_percent) {
