@@ -50,6 +50,9 @@ pub use self::frame::{Ack, Attach, Encoded, Frame, Header, MAX_DATA};
 pub use self::machine::{Progress, Stream};
 pub use self::ticket::{Proof, Ticket, TicketContext};
 
+// An empty queue of chunks with more room than this gives its memory back.
+const IDLE_CHUNKS: usize = 8;
+
 /// Which side of a stream this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {

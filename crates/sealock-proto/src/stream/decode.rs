@@ -192,9 +192,11 @@ fn fields(reader: &mut Reader<'_>) -> Option<Result<Parsed, DecodeError>> {
 
 // A reset is never clean, whatever number it carries.
 fn reset_reason(number: u64) -> Reason {
-    match Reason::from_number(number) {
-        Reason::Done => Reason::Unknown,
-        reason => reason,
+    let reason = Reason::from_number(number);
+    if reason == Reason::Done {
+        Reason::Unknown
+    } else {
+        reason
     }
 }
 

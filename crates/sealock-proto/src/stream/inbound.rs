@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::bug::bug;
-use super::{Ack, Read, StreamConfig, Violation};
+use super::{Ack, IDLE_CHUNKS, Read, StreamConfig, Violation};
 
 // A short piece would keep the whole buffer alive that it arrived in, so behind unread bytes it is copied.
 const SHORT: usize = 1 << 10;
@@ -149,7 +149,7 @@ impl Inbound {
         if first.is_empty() {
             self.chunks.pop_front();
         }
-        if self.chunks.is_empty() && self.chunks.capacity() > 64 {
+        if self.chunks.is_empty() && self.chunks.capacity() > IDLE_CHUNKS {
             self.chunks = VecDeque::new();
         }
         self.delivered += bytes.len() as u64;
@@ -246,6 +246,11 @@ impl Inbound {
     /// Whether the application has read everything up to the peer's end.
     pub(super) fn is_at_end(&self) -> bool {
         self.fin == Some(self.delivered)
+    }
+
+    #[cfg(test)]
+    pub(super) fn heap(&self) -> usize {
+        self.chunks.capacity() * size_of::<Bytes>() + self.tail.capacity()
     }
 
     pub(super) fn received(&self) -> u64 {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::bug::bug;
-use super::{MAX_DATA, StreamConfig, Violation, WriteError};
+use super::{IDLE_CHUNKS, MAX_DATA, StreamConfig, Violation, WriteError};
 
 // A byte in a chunk of its own costs about a hundred; with this bound a full buffer costs little more than its bytes.
 const MEAN_CHUNK: usize = 256;
@@ -243,7 +243,7 @@ impl Outbound {
             self.cursor = self.cursor.saturating_sub(1);
         }
         // An idle stream holds no memory for having been busy once.
-        if self.chunks.capacity() > 4 * FREE_CHUNKS {
+        if self.chunks.capacity() > IDLE_CHUNKS {
             self.chunks = VecDeque::new();
         }
     }
@@ -275,6 +275,11 @@ impl Outbound {
     /// How many bytes are in memory.
     pub(super) fn replay_bytes(&self) -> u64 {
         self.end - self.front
+    }
+
+    #[cfg(test)]
+    pub(super) fn heap(&self) -> usize {
+        self.chunks.capacity() * size_of::<Bytes>()
     }
 
     pub(super) fn acked(&self) -> u64 {

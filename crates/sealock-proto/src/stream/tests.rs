@@ -133,14 +133,24 @@ fn read_all(now: Instant, stream: &mut Stream) -> Vec<u8> {
 #[test]
 fn an_idle_stream_is_small() {
     let inline = size_of::<Stream>();
-    assert!(inline <= 704, "a Stream has {inline} bytes");
-    let pair = Pair::attached();
-    let held = pair.opener.progress_report();
-    assert_eq!(
-        (held.replay_bytes, held.unread_bytes),
-        (0, 0),
-        "and nothing on the heap"
-    );
+    assert!(inline <= 640, "a Stream has {inline} bytes inline");
+    let mut pair = Pair::attached();
+    for _ in 0..50 {
+        write(&mut pair.opener, &[1; 20]);
+        pair.run();
+    }
+    assert_eq!(read_all(pair.now, &mut pair.accepter).len(), 1_000);
+    pair.advance(config().ack_delay);
+    pair.run();
+    for stream in [&pair.opener, &pair.accepter] {
+        let held = stream.progress_report();
+        assert_eq!((held.replay_bytes, held.unread_bytes), (0, 0));
+        let total = inline + stream.heap();
+        assert!(
+            total < 1_024,
+            "an idle stream has {total} bytes after a burst"
+        );
+    }
 }
 
 #[test]
@@ -257,6 +267,19 @@ fn a_parked_stream_expires_at_the_end_of_the_window_on_both_sides() {
         assert_eq!(stream.verdict(), Some(Err(Reason::ResumeExpired)));
         assert_eq!(events.last(), Some(&Event::Released));
         assert_eq!(stream.next_timeout(), None);
+    }
+}
+
+#[test]
+fn two_resets_that_never_meet_expire_on_both_sides() {
+    let mut pair = Pair::attached();
+    pair.cut();
+    pair.opener.reset(pair.now, Reason::NearReset);
+    pair.accepter.reset(pair.now, Reason::FarReset);
+    pair.advance(Duration::from_secs(120));
+    for stream in [&pair.opener, &pair.accepter] {
+        assert_eq!(stream.verdict(), Some(Err(Reason::ResumeExpired)));
+        assert!(stream.is_released());
     }
 }
 

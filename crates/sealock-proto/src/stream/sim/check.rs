@@ -5,7 +5,7 @@ use std::fmt;
 use sealock_core::reason::Reason;
 
 use super::world::{Side, World};
-use crate::stream::{Progress, Role, Violation};
+use crate::stream::{DecodeError, Progress, Role, Violation};
 
 /// What a run found wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,13 +23,15 @@ pub(super) enum Failure {
     /// K4: the counters contradict each other.
     Counters {
         sender: Role,
-        near: Progress,
-        far: Progress,
+        near: Box<Progress>,
+        far: Box<Progress>,
     },
     /// K8: more memory than allowed.
-    Memory { side: Role, progress: Progress },
+    Memory { side: Role, progress: Box<Progress> },
     /// K12: nothing will ever happen again, or not in time.
     Stuck { what: &'static str, at: u64 },
+    /// What one side encoded the other could not decode.
+    NoFrame(DecodeError),
     /// An honest peer was accused.
     Accused { side: Role, violation: Violation },
     /// A broken frame was taken for good.
@@ -73,7 +75,10 @@ fn one_side(world: &World, side: usize) -> Result<(), Failure> {
         || granted > window.into()
     {
         let side = world.sides[side].role;
-        return Err(Failure::Memory { side, progress });
+        return Err(Failure::Memory {
+            side,
+            progress: Box::new(progress),
+        });
     }
     let waits = stream.is_parked() || (stream.verdict().is_some() && !stream.is_released());
     if waits && !stream.is_released() && stream.next_timeout().is_none() {
@@ -100,7 +105,7 @@ fn counters(world: &World, near: usize, far: usize) -> Result<(), Failure> {
     if ordered {
         return Ok(());
     }
-    let sender = sender.role;
+    let (sender, near, far) = (sender.role, Box::new(near), Box::new(far));
     Err(Failure::Counters { sender, near, far })
 }
 

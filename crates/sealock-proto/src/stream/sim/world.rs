@@ -286,16 +286,14 @@ impl World {
         let mut cuts = [None, None];
         if self.may_fault(self.plan.faults.cut_percent) {
             self.faults_left -= 1;
-            let span = self.plan.faults.cut_span;
+            let cut = Some(self.rng.upto(self.plan.faults.cut_span));
             match self.rng.upto(2) {
                 0 => {
                     let at = self.now + self.rng.scaled(self.plan.faults.cut_time);
                     self.schedule(at, Happening::Break { leg });
                 }
-                side => {
-                    let side = usize::try_from(side - 1).expect("0 or 1");
-                    cuts[side] = Some(self.rng.upto(span));
-                }
+                1 => cuts[OPENER] = cut,
+                _ => cuts[ACCEPTER] = cut,
             }
         }
         self.legs.push(Leg {
@@ -447,10 +445,10 @@ impl World {
     }
 
     fn frames(&mut self, leg: usize, side: usize) -> Result<(), Failure> {
-        // A closed end reads nothing more, but what it has read late is the very fault of lesson 01.
+        // Also from a closed end: what it reads late is the very fault of lesson 01.
         while let Some(frame) = self.legs[leg].decoders[side]
             .next()
-            .expect("the bytes between honest sides are frames")
+            .map_err(Failure::NoFrame)?
         {
             self.trace = mix(self.trace ^ frame_hash(&frame));
             self.frame(leg, side, frame)?;
@@ -679,9 +677,10 @@ impl World {
 
     fn compare(&mut self, side: usize, bytes: &Bytes) -> Result<(), Failure> {
         let near = self.sides[side].read;
-        let from = usize::try_from(near).expect("small");
-        let expected = &self.sides[1 - side].bytes;
-        if expected.get(from..from + bytes.len()) != Some(bytes) {
+        let expected = usize::try_from(near)
+            .ok()
+            .and_then(|from| self.sides[1 - side].bytes.get(from..from + bytes.len()));
+        if expected != Some(bytes.as_ref()) {
             let reader = self.sides[side].role;
             return Err(Failure::WrongByte { reader, near });
         }
