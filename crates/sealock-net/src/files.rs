@@ -178,14 +178,11 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
 /// # Errors
 /// When the directory is not private or any step fails; the old content is then untouched.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let (dir, name) = match (path.parent(), path.file_name()) {
-        (Some(dir), Some(name)) => (dir, name),
-        _ => {
-            return Err(FileError::WrongKind {
-                path: path.to_owned(),
-                expected: "file in a directory",
-            });
-        }
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(FileError::WrongKind {
+            path: path.to_owned(),
+            expected: "file in a directory",
+        });
     };
     check_private_dir(dir)?;
     let mut draft_name = std::ffi::OsString::from(".");

@@ -6,8 +6,8 @@
 
 mod dir;
 mod key;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 
 use std::fmt;
 use std::sync::Arc;

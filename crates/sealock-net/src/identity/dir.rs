@@ -164,13 +164,13 @@ impl IdentityDir {
     ///
     /// # Errors
     /// When the file cannot be written; the old one is then untouched.
-    ///
-    /// # Panics
-    /// Never: trust is text, which JSON can always express.
     pub fn store_trust(&self, trust: &Trust) -> Result<(), FileError> {
-        let json = serde_json::to_vec_pretty(trust).expect("trust is always expressible in JSON");
-        files::write_private(&self.path.join(TRUST), &json)
+        files::write_private(&self.path.join(TRUST), &json_of(trust))
     }
+}
+
+fn json_of(trust: &Trust) -> Vec<u8> {
+    serde_json::to_vec_pretty(trust).expect("trust is text, which JSON can always express")
 }
 
 const PEM_LINE: usize = 64; // RFC 7468 §2

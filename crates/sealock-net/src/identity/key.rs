@@ -87,6 +87,11 @@ impl KeyPair {
         self.0.serialized_der()
     }
 
+    #[cfg(test)]
+    pub(crate) fn pkcs8_for_tests(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.pkcs8_der().to_vec()).into()
+    }
+
     pub(super) fn tls_signer(&self) -> Result<Arc<dyn rustls::sign::SigningKey>, KeyError> {
         let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.pkcs8_der()));
         rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&der).map_err(KeyError::Tls)

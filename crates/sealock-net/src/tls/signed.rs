@@ -269,3 +269,6 @@ impl TryFrom<ViewFile> for SignedView {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

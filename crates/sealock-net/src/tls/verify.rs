@@ -374,10 +374,6 @@ impl SpiffeVerifier {
 }
 
 /// Verifies that `leaf` leads to one of `roots`, is valid at `now`, and is whom `expect` asks for.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "chain, roots, expectation and time are all that verification is about"
-)]
 pub(super) fn verify_chain(
     expect: &Expect,
     leaf: &CertificateDer<'_>,

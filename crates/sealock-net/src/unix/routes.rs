@@ -2,9 +2,10 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::extract::DefaultBodyLimit;
+use axum::body::{Body, HttpBody, to_bytes};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Router};
@@ -18,6 +19,8 @@ use serde::Serialize;
 use super::Caller;
 
 const BODY_LIMIT: usize = 4 * 1024 * 1024; // a policy file of 10 000 rules
+
+const BODY_DEADLINE: Duration = Duration::from_secs(10); // from one process to another on the same machine
 
 /// The methods that a socket serves.
 #[derive(Debug, Default)]
@@ -41,10 +44,10 @@ impl Routes {
         A: Future<Output = Result<M::Response, ApiError>> + Send,
     {
         let route = post(
-            move |Extension(caller): Extension<Caller>, body: Bytes| async move {
-                let request = match parse::<M>(&body) {
+            move |Extension(caller): Extension<Caller>, request: Request| async move {
+                let request = match read::<M>(request).await {
                     Ok(request) => request,
-                    Err(error) => return answer_error(&error),
+                    Err(refusal) => return refusal,
                 };
                 match handler(caller, request).await {
                     Ok(response) => answer(StatusCode::OK, &response),
@@ -67,10 +70,10 @@ impl Routes {
         S: Stream<Item = M::Response> + Send + 'static,
     {
         let route = post(
-            move |Extension(caller): Extension<Caller>, body: Bytes| async move {
-                let request = match parse::<M>(&body) {
+            move |Extension(caller): Extension<Caller>, request: Request| async move {
+                let request = match read::<M>(request).await {
                     Ok(request) => request,
-                    Err(error) => return answer_error(&error),
+                    Err(refusal) => return refusal,
                 };
                 match handler(caller, request).await {
                     Ok(lines) => {
@@ -92,7 +95,6 @@ impl Routes {
         self.router
             .fallback(|| async { unknown_method() })
             .method_not_allowed_fallback(|| async { unknown_method() })
-            .layer(DefaultBodyLimit::max(BODY_LIMIT))
     }
 }
 
@@ -102,9 +104,28 @@ fn unknown_method() -> Response {
     answer(StatusCode::NOT_FOUND, &error)
 }
 
-fn parse<M: Method>(body: &[u8]) -> Result<M::Request, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::new(format!("the request cannot be read: {error}")))
+async fn read<M: Method>(request: Request) -> Result<M::Request, Response> {
+    let too_large = || {
+        let error = ApiError::new(format!("the request is larger than {BODY_LIMIT} bytes"));
+        answer(StatusCode::PAYLOAD_TOO_LARGE, &error)
+    };
+    // Said before it is sent: there is no need to wait for it.
+    if request.body().size_hint().lower() > BODY_LIMIT as u64 {
+        return Err(too_large());
+    }
+    let body = tokio::time::timeout(BODY_DEADLINE, to_bytes(request.into_body(), BODY_LIMIT));
+    match body.await {
+        Ok(Ok(body)) => serde_json::from_slice(&body).map_err(|error| {
+            answer_error(&ApiError::new(format!(
+                "the request cannot be read: {error}"
+            )))
+        }),
+        Ok(Err(_)) => Err(too_large()), // or the caller left, and nobody reads this
+        Err(_) => {
+            let error = ApiError::new("the request did not arrive in time");
+            Err(answer(StatusCode::REQUEST_TIMEOUT, &error))
+        }
+    }
 }
 
 fn json_line<T: Serialize>(value: &T) -> Vec<u8> {

@@ -187,10 +187,11 @@ impl Drop for RecvHalf {
 
 /// The reason in a reset or a stop. Neither is ever a clean end, whatever number the other side sends.
 fn given_up(code: noq::VarInt) -> Reason {
-    match Reason::from_number(code.into_inner()) {
-        Reason::Done => Reason::Unknown,
-        reason => reason,
+    let reason = Reason::from_number(code.into_inner());
+    if reason == Reason::Done {
+        return Reason::Unknown;
     }
+    reason
 }
 
 fn read_error(error: noq::ReadError) -> ReadError {
