@@ -11,6 +11,11 @@
 //! answers `Wait`, or, while the leg takes no bytes, [`Stream::poll_event`] until `None` and
 //! [`Stream::next_timeout`]. Frames are made at the moment they are asked for, so not asking is the back-pressure.
 //!
+//! What is left to the driver: to check the proof of an ATTACH before it hands it over (the accepter's side: the first
+//! frame of a new leg, to [`Stream::accept_attach`]; the opener's: to [`Stream::handle_frame`]), to answer a leg for a
+//! stream that it does not know with CLOSED(`RESUME_EXPIRED`), and after [`Event::Released`] to let what was written
+//! to the leg arrive before it closes it.
+//!
 //! How a stream ends, so that both sides come to one verdict:
 //! - a direction ends by FIN, in order behind its data; ACK with the end flag says that the application has it all;
 //! - when both directions ended so, a side is settled with `Ok` and says CLOSED(`DONE`);
