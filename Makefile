@@ -16,8 +16,7 @@ demo: setup-build ## see Sealock work on this machine: offline, without root, ab
 
 test: setup-lab ## every test, with the lab's network namespaces (root, or a user who may make user namespaces)
 	@scripts/in-lab.sh true
-	cargo build --workspace --bin sealock
-	cargo nextest run --workspace --no-run
+	cargo build --workspace --all-targets
 	cargo nextest run --workspace -E 'not package(lab)'
 	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace -E 'package(lab)'
 
@@ -34,8 +33,7 @@ advisories: setup-lint ## ask the RustSec database about our dependencies (needs
 
 lab: setup-lab ## the tests in network namespaces alone
 	@scripts/in-lab.sh true
-	cargo build --workspace --bin sealock
-	cargo nextest run --workspace --no-run
+	cargo build --workspace --all-targets
 	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace -E 'package(lab)'
 
 bench: setup-bench ## measure Sealock beside ssh, stunnel and haproxy; ratios of one run

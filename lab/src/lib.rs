@@ -14,6 +14,7 @@ pub mod faults;
 pub mod namespace;
 pub mod node;
 pub mod pattern;
+pub mod servers;
 pub mod topology;
 pub mod traffic;
 pub mod wait;

@@ -3,5 +3,7 @@
 mod evidence;
 mod faults;
 mod node;
+mod program;
+mod servers;
 mod topology;
 mod traffic;
