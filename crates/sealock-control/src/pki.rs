@@ -74,7 +74,9 @@ pub enum AuthorityError {
     #[error("the root certificate could not be made")]
     Root(#[source] PkiError),
     /// The database belongs to another deployment.
-    #[error("the controller's state is of the trust domain `{found}`, but `{wanted}` is configured\nhint: use another state directory, or set the trust domain back")]
+    #[error(
+        "the controller's state is of the trust domain `{found}`, but `{wanted}` is configured\nhint: use another state directory, or set the trust domain back"
+    )]
     TrustDomain {
         /// What the state says.
         found: String,
@@ -182,9 +184,7 @@ impl Authority {
         trust_domain: &TrustDomain,
         now: Timestamp,
     ) -> Result<Self, AuthorityError> {
-        let found = store
-            .meta_or("trust_domain", trust_domain.as_str())
-            .await?;
+        let found = store.meta_or("trust_domain", trust_domain.as_str()).await?;
         if found != trust_domain.as_str() {
             return Err(AuthorityError::TrustDomain {
                 found,
@@ -344,9 +344,10 @@ fn self_signed(
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     let common_name = format!("Sealock root of {trust_domain}");
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name.chars().take(64).collect::<String>()); // RFC 5280: ub-common-name
+    params.distinguished_name.push(
+        DnType::CommonName,
+        common_name.chars().take(64).collect::<String>(),
+    ); // RFC 5280: ub-common-name
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_times(&mut params, now, ROOT_LIFETIME)?;

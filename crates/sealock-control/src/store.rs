@@ -228,8 +228,23 @@ pub struct Certificate {
 pub type Issue<'a> =
     dyn Fn(&Principal) -> Result<Certificate, crate::pki::PkiError> + Send + Sync + 'a;
 
-/// Whether the agent may provide the service that another agent owns, by these rules.
-pub type MayProvide<'a> = dyn Fn(&[Rule], &AgentId, &Agent, &ServiceName) -> bool + Send + Sync + 'a;
+/// An agent that wants to provide a service which another agent owns.
+#[derive(Debug, Clone, Copy)]
+pub struct Sharing<'a> {
+    /// Every rule of the tenant.
+    pub rules: &'a [Rule],
+    /// Who wants it.
+    pub caller: &'a AgentId,
+    /// What rules may know of it.
+    pub agent: &'a Agent,
+    /// What it wants to provide.
+    pub service: &'a ServiceName,
+    /// What is said of the service.
+    pub service_labels: &'a BTreeMap<String, String>,
+}
+
+/// Whether policy allows the sharing; asked inside the transaction that would register it.
+pub type MayProvide<'a> = dyn Fn(&Sharing<'_>) -> bool + Send + Sync + 'a;
 
 /// What a certificate says of its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -322,8 +337,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Adds a root in the state `prepared`.
     async fn add_root(&self, certificate: &[u8], act: &Act) -> Result<(), StoreError>;
     /// Moves a root on; the root that was active before becomes tainted when another one is activated.
-    async fn set_root(&self, certificate: &[u8], state: RootState, act: &Act)
-    -> Result<(), StoreError>;
+    async fn set_root(
+        &self,
+        certificate: &[u8],
+        state: RootState,
+        act: &Act,
+    ) -> Result<(), StoreError>;
 
     /// Makes a tenant with its first rules; says whether there was none.
     async fn add_tenant(

@@ -128,17 +128,20 @@ async fn view(store: &Arc<dyn Store>) -> View {
 }
 
 fn refused<T: fmt::Debug>(result: Result<T, StoreError>) -> Reason {
-    match result.expect_err("refused") {
-        StoreError::Refused(reason) => reason,
-        other => panic!("failed otherwise: {other:?}"),
-    }
+    let error = result.expect_err("refused");
+    let StoreError::Refused(reason) = error else {
+        panic!("failed otherwise: {error:?}");
+    };
+    reason
 }
 
 /// S13: of 64 that redeem one token at once, exactly one gets a certificate, round after round.
 pub(super) async fn one_token_lets_exactly_one_of_many_in<B: Bench>() {
     let (_bench, store) = with_tenant::<B>().await;
     for round in 0..8u8 {
-        let made = store.add_token(&token(round, None), &act("token.create")).await;
+        let made = store
+            .add_token(&token(round, None), &act("token.create"))
+            .await;
         made.expect("kept");
         let issued = Arc::new(AtomicU64::new(0));
         let attempts = (0..64).map(|number| {
@@ -198,7 +201,11 @@ pub(super) async fn a_token_lets_in_only_whom_and_when_it_says<B: Bench>() {
         (&unknown, at(1)),
     ] {
         let result = store.redeem(wanted, when, &issuing("k1")).await;
-        assert_eq!(refused(result), Reason::TokenInvalid, "{wanted:?} at {when}");
+        assert_eq!(
+            refused(result),
+            Reason::TokenInvalid,
+            "{wanted:?} at {when}"
+        );
     }
     let (principal, _) = store
         .redeem(&good, at(599), &issuing("k1"))
@@ -214,19 +221,27 @@ pub(super) async fn a_token_without_a_name_cannot_take_a_name_that_is_known<B: B
     let (_bench, store) = with_tenant::<B>().await;
     let first = join(&store, 1, "web", "k1").await;
     for secret in [2, 3] {
-        let made = store.add_token(&token(secret, None), &act("token.create")).await;
+        let made = store
+            .add_token(&token(secret, None), &act("token.create"))
+            .await;
         made.expect("kept");
     }
     let taken = store
         .redeem(&redemption(2, "web", "k2"), at(2), &issuing("k2"))
         .await;
     assert_eq!(refused(taken), Reason::NameTaken);
-    let revoke = store.revoke_agent(&agent("web"), &act("agent.revoke")).await;
+    let revoke = store
+        .revoke_agent(&agent("web"), &act("agent.revoke"))
+        .await;
     revoke.expect("revoked");
     let taken = store
         .redeem(&redemption(3, "web", "k3"), at(2), &issuing("k3"))
         .await;
-    assert_eq!(refused(taken), Reason::NameTaken, "nor one that was revoked");
+    assert_eq!(
+        refused(taken),
+        Reason::NameTaken,
+        "nor one that was revoked"
+    );
     // An administrator may say so: the token is bound to the name.
     let second = join(&store, 4, "web", "k4").await;
     assert!(store.admits(&second).await.expect("asked"));
@@ -249,7 +264,10 @@ pub(super) async fn a_revoked_key_never_comes_back<B: Bench>() {
     assert_eq!(refused(renewed), Reason::IdentityRevoked);
     let seen = view(&store).await;
     assert!(seen.is_revoked("none", "k1"), "by the key alone");
-    assert!(seen.is_revoked(&holder.serial, "none"), "by the serial alone");
+    assert!(
+        seen.is_revoked(&holder.serial, "none"),
+        "by the serial alone"
+    );
     assert!(!seen.knows(&agent("web")));
     store
         .add_token(&token(2, Some("web")), &act("token.create"))
@@ -264,7 +282,9 @@ pub(super) async fn a_revoked_key_never_comes_back<B: Bench>() {
 pub(super) async fn a_revocation_leaves_the_view_when_its_certificate_has_ended<B: Bench>() {
     let (_bench, store) = with_tenant::<B>().await;
     join(&store, 1, "web", "k1").await;
-    let revoke = store.revoke_agent(&agent("web"), &act("agent.revoke")).await;
+    let revoke = store
+        .revoke_agent(&agent("web"), &act("agent.revoke"))
+        .await;
     let (_, version) = revoke.expect("revoked");
     store.tidy(at(3_599), at(-1)).await.expect("tidied");
     assert!(view(&store).await.is_revoked("none", "k1"));
@@ -278,18 +298,38 @@ pub(super) async fn renewal_needs_the_very_certificate_that_was_issued<B: Bench>
     let (_bench, store) = with_tenant::<B>().await;
     let holder = join(&store, 1, "web", "k1").await;
     for stranger in [
-        Holder { serial: "ff00".to_owned(), ..holder.clone() },
-        Holder { key_digest: "other".to_owned(), ..holder.clone() },
-        Holder { principal: Principal::Agent(agent("db")), ..holder.clone() },
-        Holder { principal: Principal::Relay("web".parse().expect("canonical")), ..holder.clone() },
+        Holder {
+            serial: "ff00".to_owned(),
+            ..holder.clone()
+        },
+        Holder {
+            key_digest: "other".to_owned(),
+            ..holder.clone()
+        },
+        Holder {
+            principal: Principal::Agent(agent("db")),
+            ..holder.clone()
+        },
+        Holder {
+            principal: Principal::Relay("web".parse().expect("canonical")),
+            ..holder.clone()
+        },
     ] {
-        assert!(!store.admits(&stranger).await.expect("asked"), "{stranger:?}");
+        assert!(
+            !store.admits(&stranger).await.expect("asked"),
+            "{stranger:?}"
+        );
         let renewed = store.renew(&stranger, "k2", at(2), &issuing("k2")).await;
         assert_eq!(refused(renewed), Reason::IdentityRevoked, "{stranger:?}");
     }
     let next = store.renew(&holder, "k2", at(2), &issuing("k2")).await;
     assert_eq!(next.expect("renewed").key_digest, "k2");
-    assert!(store.admits(&holder).await.expect("the old one ends by itself"));
+    assert!(
+        store
+            .admits(&holder)
+            .await
+            .expect("the old one ends by itself")
+    );
 }
 
 fn offer(name: &str, generation: u64, services: &[&str], lease: i64) -> Registration {
@@ -302,11 +342,11 @@ fn offer(name: &str, generation: u64, services: &[&str], lease: i64) -> Registra
     }
 }
 
-fn never(_: &[Rule], _: &AgentId, _: &Agent, _: &ServiceName) -> bool {
+fn never(_: &Sharing<'_>) -> bool {
     false
 }
 
-fn always(_: &[Rule], _: &AgentId, _: &Agent, _: &ServiceName) -> bool {
+fn always(_: &Sharing<'_>) -> bool {
     true
 }
 
@@ -328,18 +368,26 @@ pub(super) async fn the_first_owns_a_name_and_another_needs_a_rule<B: Bench>() {
     join(&store, 1, "one", "k1").await;
     join(&store, 2, "two", "k2").await;
     let web: ServiceName = "web".parse().expect("canonical");
-    let first = store.register(&offer("one", 1, &["web"], 60), at(2), &never).await;
+    let first = store
+        .register(&offer("one", 1, &["web"], 60), at(2), &never)
+        .await;
     assert_eq!(first.expect("answered")[&web], Reason::Done);
-    let second = store.register(&offer("two", 1, &["web", "api"], 60), at(2), &never).await;
+    let second = store
+        .register(&offer("two", 1, &["web", "api"], 60), at(2), &never)
+        .await;
     let answers = second.expect("answered");
     assert_eq!(answers[&web], Reason::NameTaken);
     assert_eq!(answers[&"api".parse().expect("canonical")], Reason::Done);
     assert_eq!(providers(&view(&store).await, "web"), ["one"]);
-    let allowed = store.register(&offer("two", 1, &["web"], 60), at(2), &always).await;
+    let allowed = store
+        .register(&offer("two", 1, &["web"], 60), at(2), &always)
+        .await;
     assert_eq!(allowed.expect("answered")[&web], Reason::Done);
     assert_eq!(providers(&view(&store).await, "web"), ["one", "two"]);
     // The rule is gone: the next heartbeat takes the registration back, though its lease runs.
-    let withdrawn = store.register(&offer("two", 1, &["web"], 60), at(3), &never).await;
+    let withdrawn = store
+        .register(&offer("two", 1, &["web"], 60), at(3), &never)
+        .await;
     assert_eq!(withdrawn.expect("answered")[&web], Reason::NameTaken);
     assert_eq!(providers(&view(&store).await, "web"), ["one"]);
 }
@@ -348,17 +396,31 @@ pub(super) async fn an_older_generation_changes_nothing<B: Bench>() {
     let (_bench, store) = with_tenant::<B>().await;
     join(&store, 1, "one", "k1").await;
     let web: ServiceName = "web".parse().expect("canonical");
-    let newer = store.register(&offer("one", 7, &["web"], 60), at(2), &never).await;
+    let newer = store
+        .register(&offer("one", 7, &["web"], 60), at(2), &never)
+        .await;
     assert_eq!(newer.expect("answered")[&web], Reason::Done);
-    let older = store.register(&offer("one", 6, &["web"], 30), at(2), &never).await;
+    let older = store
+        .register(&offer("one", 6, &["web"], 30), at(2), &never)
+        .await;
     assert_eq!(older.expect("answered")[&web], Reason::Superseded);
-    let gone = store.unregister(&agent("one"), 6, &names(&["web"]), at(3)).await;
+    let gone = store
+        .unregister(&agent("one"), 6, &names(&["web"]), at(3))
+        .await;
     assert_eq!(gone.expect("answered"), 0);
     let row = &store.services(&tenant(), at(59)).await.expect("listed")[0];
     assert!(row.providers[0].live && row.providers[0].lease_ends == at(60));
-    let gone = store.unregister(&agent("one"), 7, &names(&["web"]), at(3)).await;
+    let gone = store
+        .unregister(&agent("one"), 7, &names(&["web"]), at(3))
+        .await;
     assert_eq!(gone.expect("answered"), 1);
-    assert!(store.services(&tenant(), at(3)).await.expect("listed").is_empty());
+    assert!(
+        store
+            .services(&tenant(), at(3))
+            .await
+            .expect("listed")
+            .is_empty()
+    );
 }
 
 /// S44: numbers that fit no column are refused, not cut.
@@ -366,19 +428,28 @@ pub(super) async fn a_generation_beyond_the_range_is_refused<B: Bench>() {
     let (_bench, store) = with_tenant::<B>().await;
     join(&store, 1, "one", "k1").await;
     for generation in [u64::MAX, 1 << 63] {
-        let result = store.register(&offer("one", generation, &["web"], 60), at(2), &never).await;
+        let result = store
+            .register(&offer("one", generation, &["web"], 60), at(2), &never)
+            .await;
         let result = result;
-        assert!(matches!(result, Err(StoreError::OutOfRange(_))), "{result:?}");
+        assert!(
+            matches!(result, Err(StoreError::OutOfRange(_))),
+            "{result:?}"
+        );
     }
     let most = i64::MAX.unsigned_abs();
-    let result = store.register(&offer("one", most, &["web"], 60), at(2), &never).await;
+    let result = store
+        .register(&offer("one", most, &["web"], 60), at(2), &never)
+        .await;
     assert!(result.is_ok());
 }
 
 pub(super) async fn a_lease_that_ended_keeps_the_provider_in_the_view<B: Bench>() {
     let (_bench, store) = with_tenant::<B>().await;
     join(&store, 1, "one", "k1").await;
-    let offered = store.register(&offer("one", 1, &["web"], 60), at(2), &never).await;
+    let offered = store
+        .register(&offer("one", 1, &["web"], 60), at(2), &never)
+        .await;
     offered.expect("answered");
     let row = &store.services(&tenant(), at(61)).await.expect("listed")[0];
     assert!(!row.providers[0].live);
@@ -391,10 +462,14 @@ pub(super) async fn a_lease_that_ended_keeps_the_provider_in_the_view<B: Bench>(
 pub(super) async fn a_heartbeat_that_says_nothing_new_makes_no_version<B: Bench>() {
     let (_bench, store) = with_tenant::<B>().await;
     join(&store, 1, "one", "k1").await;
-    let offered = store.register(&offer("one", 1, &["web"], 60), at(2), &never).await;
+    let offered = store
+        .register(&offer("one", 1, &["web"], 60), at(2), &never)
+        .await;
     offered.expect("answered");
     let before = view(&store).await.head.version;
-    let again = store.register(&offer("one", 1, &["web"], 90), at(30), &never).await;
+    let again = store
+        .register(&offer("one", 1, &["web"], 90), at(30), &never)
+        .await;
     again.expect("answered");
     assert_eq!(view(&store).await.head.version, before);
 }
@@ -404,14 +479,20 @@ pub(super) async fn a_name_passes_on_when_its_owner_goes<B: Bench>() {
     join(&store, 1, "one", "k1").await;
     join(&store, 2, "two", "k2").await;
     for name in ["one", "two"] {
-        let offered = store.register(&offer(name, 1, &["web"], 60), at(2), &always).await;
+        let offered = store
+            .register(&offer(name, 1, &["web"], 60), at(2), &always)
+            .await;
         offered.expect("answered");
     }
-    let revoke = store.revoke_agent(&agent("one"), &act("agent.revoke")).await;
+    let revoke = store
+        .revoke_agent(&agent("one"), &act("agent.revoke"))
+        .await;
     revoke.expect("revoked");
     let row = &store.services(&tenant(), at(3)).await.expect("listed")[0];
     assert_eq!(row.owner.as_str(), "two");
-    let removed = store.remove_service(&tenant(), &row.name, None, &act("service.remove")).await;
+    let removed = store
+        .remove_service(&tenant(), &row.name, None, &act("service.remove"))
+        .await;
     assert_eq!(removed.expect("removed").0, 1);
     assert!(view(&store).await.services().next().is_none());
 }
@@ -423,7 +504,9 @@ pub(super) async fn every_change_of_the_rules_makes_one_version<B: Bench>() {
         let (store, rule) = (Arc::clone(&store), rule(id));
         async move {
             let act = act("policy.allow");
-            store.add_rule(&tenant(), &rule, Origin::Command, &act).await
+            store
+                .add_rule(&tenant(), &rule, Origin::Command, &act)
+                .await
         }
     };
     assert_eq!(add("a").await.expect("added").0, start + 1);
@@ -436,7 +519,9 @@ pub(super) async fn every_change_of_the_rules_makes_one_version<B: Bench>() {
         .await
         .expect("removed");
     assert_eq!((gone, version.0), (rule("a"), start + 2));
-    let again = store.remove_rule(&tenant(), &id, &act("policy.remove")).await;
+    let again = store
+        .remove_rule(&tenant(), &id, &act("policy.remove"))
+        .await;
     assert!(matches!(again, Err(StoreError::NoSuch { .. })), "{again:?}");
 }
 
@@ -457,21 +542,40 @@ pub(super) async fn applying_a_file_touches_only_what_came_from_files<B: Bench>(
     };
     let dry = apply(&["f1", "f2"], Apply::DryRun).await.expect("compared");
     assert_eq!((dry.added.len(), dry.removed.len()), (2, 0));
-    assert_eq!(view(&store).await.rules().len(), 1, "a dry run changes nothing");
+    assert_eq!(
+        view(&store).await.rules().len(),
+        1,
+        "a dry run changes nothing"
+    );
     apply(&["f1", "f2"], Apply::Now).await.expect("applied");
     let before = view(&store).await.head.version;
     let same = apply(&["f1", "f2"], Apply::Now).await.expect("applied");
     assert_eq!(same.version, before, "nothing changed, so no version");
     let next = apply(&["f2", "f3"], Apply::Now).await.expect("applied");
-    assert_eq!((next.added.len(), next.removed.len(), next.changed.len()), (1, 1, 0));
-    let ids: Vec<String> = view(&store).await.rules().iter().map(|rule| rule.id.to_string()).collect();
+    assert_eq!(
+        (next.added.len(), next.removed.len(), next.changed.len()),
+        (1, 1, 0)
+    );
+    let ids: Vec<String> = view(&store)
+        .await
+        .rules()
+        .iter()
+        .map(|rule| rule.id.to_string())
+        .collect();
     assert_eq!(ids, ["f2", "f3", "hand"]);
     let before = view(&store).await.head.version;
     for bad in [&["f2", "hand"][..], &["f4", "f4"][..]] {
         let refused = apply(bad, Apply::Now).await;
-        assert!(matches!(refused, Err(StoreError::Exists { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(StoreError::Exists { .. })),
+            "{refused:?}"
+        );
     }
-    assert_eq!(view(&store).await.head.version, before, "at once or not at all");
+    assert_eq!(
+        view(&store).await.head.version,
+        before,
+        "at once or not at all"
+    );
 }
 
 pub(super) async fn tenants_see_nothing_of_each_other<B: Bench>() {
@@ -482,16 +586,27 @@ pub(super) async fn tenants_see_nothing_of_each_other<B: Bench>() {
         .await
         .expect("made");
     join(&store, 1, "one", "k1").await;
-    let offered = store.register(&offer("one", 1, &["web"], 60), at(2), &never).await;
+    let offered = store
+        .register(&offer("one", 1, &["web"], 60), at(2), &never)
+        .await;
     offered.expect("answered");
     let (_, entries) = store.view(&other).await.expect("readable");
     let keys: Vec<&str> = entries.iter().map(|(key, _)| key).collect();
     assert_eq!(keys, ["rule/theirs"]);
     assert!(store.agents(&other).await.expect("listed").is_empty());
-    assert!(store.services(&other, at(3)).await.expect("listed").is_empty());
+    assert!(
+        store
+            .services(&other, at(3))
+            .await
+            .expect("listed")
+            .is_empty()
+    );
     let unknown: TenantName = "unknown".parse().expect("canonical");
     let missing = store.agents(&unknown).await;
-    assert!(matches!(missing, Err(StoreError::NoSuch { .. })), "{missing:?}");
+    assert!(
+        matches!(missing, Err(StoreError::NoSuch { .. })),
+        "{missing:?}"
+    );
     let mut expected = Entries::default();
     expected.put_entry(&Entry::Rule(rule("theirs")));
     assert_eq!(entries, expected);
@@ -515,21 +630,41 @@ pub(super) async fn the_record_holds_every_act_and_can_be_searched<B: Bench>() {
     store.record(Some(&tenant()), &[nasty]).await.expect("kept");
     let (rows, more) = store.audit(&all_rows()).await.expect("listed");
     let actions: Vec<&str> = rows.iter().map(|row| row.action.as_str()).collect();
-    assert_eq!(actions, ["agent.revoke", "node.enrol", "token.create", "tenant.add"]);
+    assert_eq!(
+        actions,
+        ["agent.revoke", "node.enrol", "token.create", "tenant.add"]
+    );
     assert!(!more && rows[0].subject.len() < 1_000);
-    assert!(!rows[0].actor.chars().any(char::is_control), "{}", rows[0].actor);
-    let page = AuditQuery { limit: 2, before: Some(4), ..all_rows() };
+    assert!(
+        !rows[0].actor.chars().any(char::is_control),
+        "{}",
+        rows[0].actor
+    );
+    let page = AuditQuery {
+        limit: 2,
+        before: Some(4),
+        ..all_rows()
+    };
     let (rows, more) = store.audit(&page).await.expect("listed");
     assert_eq!((rows[0].number, rows.len(), more), (3, 2, true));
-    let search = AuditQuery { action: Some("token".to_owned()), ..all_rows() };
+    let search = AuditQuery {
+        action: Some("token".to_owned()),
+        ..all_rows()
+    };
     assert_eq!(store.audit(&search).await.expect("listed").0.len(), 1);
-    let search = AuditQuery { action: Some("tok".to_owned()), ..all_rows() };
+    let search = AuditQuery {
+        action: Some("tok".to_owned()),
+        ..all_rows()
+    };
     assert!(store.audit(&search).await.expect("listed").0.is_empty());
 }
 
 pub(super) async fn the_chain_shows_every_edit_and_every_gap<B: Bench>() {
     for (sql, broken_at) in [
-        ("UPDATE audit SET actor = 'someone else' WHERE number = 2", Some(2)),
+        (
+            "UPDATE audit SET actor = 'someone else' WHERE number = 2",
+            Some(2),
+        ),
         ("UPDATE audit SET reason = 16 WHERE number = 3", Some(3)),
         ("DELETE FROM audit WHERE number = 2", Some(2)),
         ("DELETE FROM audit WHERE number = 1", Some(1)),
@@ -549,18 +684,31 @@ pub(super) async fn the_chain_shows_every_edit_and_every_gap<B: Bench>() {
 pub(super) async fn retention_takes_the_old_end_and_leaves_a_whole_chain<B: Bench>() {
     let (_bench, store) = with_tenant::<B>().await;
     for second in [10, 20, 30] {
-        let act = Act { at: at(second), ..act("a.b") };
+        let act = Act {
+            at: at(second),
+            ..act("a.b")
+        };
         store.record(Some(&tenant()), &[act]).await.expect("kept");
     }
     store.tidy(at(40), at(20)).await.expect("tidied");
     let report = store.verify_audit(Some(&tenant())).await.expect("checked");
     assert_eq!((report.rows, report.broken_at), (2, None));
-    store.record(Some(&tenant()), &[act("c.d")]).await.expect("kept");
+    store
+        .record(Some(&tenant()), &[act("c.d")])
+        .await
+        .expect("kept");
     let report = store.verify_audit(Some(&tenant())).await.expect("checked");
     assert_eq!((report.rows, report.broken_at), (3, None));
-    store.tidy(at(40).saturating_add(1.hour()).expect("in range"), at(99)).await.expect("tidied");
+    store
+        .tidy(at(40).saturating_add(1.hour()).expect("in range"), at(99))
+        .await
+        .expect("tidied");
     let report = store.verify_audit(Some(&tenant())).await.expect("checked");
-    assert_eq!((report.rows, report.broken_at), (0, None), "even when nothing is left");
+    assert_eq!(
+        (report.rows, report.broken_at),
+        (0, None),
+        "even when nothing is left"
+    );
 }
 
 /// F10: whatever was confirmed before the kill is there after it, and nothing is there by half.
@@ -572,7 +720,13 @@ pub(super) async fn a_kill_loses_nothing_that_was_confirmed<B: Bench>() {
         // One more change is under way when the copy is taken; it may be there or not.
         let registration = offer(&name, 1, &["web"], 60);
         let pending = store.register(&registration, at(2), &always);
-        drop(tokio::time::timeout(std::time::Duration::from_micros(u64::from(round) * 40), pending).await);
+        drop(
+            tokio::time::timeout(
+                std::time::Duration::from_micros(u64::from(round) * 40),
+                pending,
+            )
+            .await,
+        );
         bench = bench.killed().await;
         store = bench.store();
         assert!(store.admits(&holder).await.expect("asked"), "round {round}");

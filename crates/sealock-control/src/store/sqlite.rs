@@ -295,15 +295,14 @@ async fn migrate(path: &Path, pool: &SqlitePool) -> Result<(), OpenError> {
         false,
     );
     let migrated = Migrator::with_migrations(vec![start]).run(pool).await;
-    migrated.map_err(|error| match error {
-        sqlx::migrate::MigrateError::VersionMissing(_)
-        | sqlx::migrate::MigrateError::VersionTooNew(..) => OpenError::Newer {
-            path: path.to_owned(),
-        },
-        other => OpenError::Database {
-            path: path.to_owned(),
-            source: sqlx::Error::Migrate(Box::new(other)),
-        },
+    migrated.map_err(|error| {
+        use sqlx::migrate::MigrateError::{VersionMissing, VersionTooNew};
+        let path = path.to_owned();
+        if matches!(error, VersionMissing(_) | VersionTooNew(..)) {
+            return OpenError::Newer { path };
+        }
+        let source = sqlx::Error::Migrate(Box::new(error));
+        OpenError::Database { path, source }
     })
 }
 
@@ -325,10 +324,8 @@ impl From<sqlx::Error> for StoreError {
             Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC) => Self::Unsafe,
             Some(code) if code & 0xff == SQLITE_FULL => Self::Full,
             Some(code) if code & 0xff == SQLITE_BUSY => Self::Busy,
-            Some(_) | None => match error {
-                sqlx::Error::PoolTimedOut => Self::Busy,
-                other => Self::Database(other),
-            },
+            Some(_) | None if matches!(error, sqlx::Error::PoolTimedOut) => Self::Busy,
+            Some(_) | None => Self::Database(error),
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct ListRequest {
     /// The tenant.
     #[serde(default = "default_tenant")]
     pub tenant: TenantName,
+    /// The rows that belong to no tenant in place of a tenant's: relays, the authority, joins that were refused.
+    #[serde(default)]
+    pub deployment: bool,
     /// At most this many rows; the controller's limit when absent.
     #[serde(default)]
     pub limit: Option<u32>,
@@ -44,6 +47,7 @@ impl Default for ListRequest {
     fn default() -> Self {
         Self {
             tenant: default_tenant(),
+            deployment: false,
             limit: None,
             before: None,
             since: None,
@@ -88,6 +92,9 @@ pub struct VerifyRequest {
     /// The tenant.
     #[serde(default = "default_tenant")]
     pub tenant: TenantName,
+    /// The chain that belongs to no tenant in place of a tenant's.
+    #[serde(default)]
+    pub deployment: bool,
 }
 
 /// What the chain says.

@@ -118,7 +118,13 @@ pub(super) async fn add_token(
         } => {
             version(connection, tenant).await?;
             let name = name.as_ref().map(AgentName::as_str);
-            ("agent", Some(tenant), name, to_json(labels)?, to_json(groups)?)
+            (
+                "agent",
+                Some(tenant),
+                name,
+                to_json(labels)?,
+                to_json(groups)?,
+            )
         }
         Admits::Relay { name } => {
             let name = name.as_ref().map(NodeName::as_str);

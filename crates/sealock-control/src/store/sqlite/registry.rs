@@ -13,10 +13,8 @@ use sealock_core::view::{Agent, ViewVersion};
 use serde_json::json;
 use sqlx::sqlite::SqliteConnection;
 
-use super::{
-    audit, from_json, from_ms, from_ms_opt, name, raise, rules, to_json, to_ms, version,
-};
-use crate::store::{Act, AgentRow, MayProvide, Registration, RelayRow, StoreError};
+use super::{audit, from_json, from_ms, from_ms_opt, name, raise, rules, to_json, to_ms, version};
+use crate::store::{Act, AgentRow, MayProvide, Registration, RelayRow, Sharing, StoreError};
 
 type AgentColumns = (
     String,
@@ -94,6 +92,8 @@ pub(super) async fn register(
 ) -> Result<BTreeMap<ServiceName, Reason>, StoreError> {
     let generation = generation(registration.generation)?;
     let agent = live_agent(connection, &registration.agent).await?;
+    let principal = Principal::Agent(registration.agent.clone());
+    seen(connection, &principal, None, now).await?;
     let (rows, _) = rules::rules(connection, &registration.agent.tenant).await?;
     let rules: Vec<Rule> = rows.into_iter().map(|row| row.rule).collect();
     let mut answers = BTreeMap::new();
@@ -106,7 +106,15 @@ pub(super) async fn register(
             labels,
             generation,
         };
-        let may = || may_provide(&rules, &registration.agent, &agent, service);
+        let may = |service_labels: &BTreeMap<String, String>| {
+            may_provide(&Sharing {
+                rules: &rules,
+                caller: &registration.agent,
+                agent: &agent,
+                service,
+                service_labels,
+            })
+        };
         let taken = offer.take(connection, now, &may).await?;
         let (reason, is_news) = match taken {
             Taken::Renewed => (Reason::Done, false),
@@ -155,7 +163,7 @@ impl Offer<'_> {
         &self,
         connection: &mut SqliteConnection,
         now: Timestamp,
-        may_provide: &(dyn Fn() -> bool + Sync),
+        may_provide: &(dyn Fn(&BTreeMap<String, String>) -> bool + Sync),
     ) -> Result<Taken, StoreError> {
         let AgentId { tenant, name } = &self.registration.agent;
         let known: Option<(i64,)> = sqlx::query_as(
@@ -179,7 +187,9 @@ impl Offer<'_> {
                 return Ok(Taken::Refused(Reason::Superseded));
             }
             // The permission to share a name is judged each time: a lease is no way around policy.
-            (_, Some((owner, _))) if owner != name.as_str() && !may_provide() => {
+            (_, Some((owner, said)))
+                if owner != name.as_str() && !may_provide(&from_json("label", said)?) =>
+            {
                 self.withdraw(connection, known.is_some()).await?;
                 return Ok(Taken::Refused(Reason::NameTaken));
             }
@@ -416,9 +426,7 @@ pub(super) async fn extend_leases(
     Ok(())
 }
 
-pub(super) async fn relays(
-    connection: &mut SqliteConnection,
-) -> Result<Vec<RelayRow>, StoreError> {
+pub(super) async fn relays(connection: &mut SqliteConnection) -> Result<Vec<RelayRow>, StoreError> {
     let found: Vec<(String, String, i64, Option<i64>)> =
         sqlx::query_as("SELECT name, addresses, created, last_seen FROM relays ORDER BY name")
             .fetch_all(connection)

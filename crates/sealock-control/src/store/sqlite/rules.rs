@@ -63,11 +63,12 @@ pub(super) async fn view(
     for entry in services(connection, tenant).await? {
         entries.put_entry(&entry);
     }
-    let found: Vec<(String, String, String)> =
-        sqlx::query_as("SELECT name, labels, groups FROM agents WHERE tenant = ? AND revoked IS NULL")
-            .bind(tenant.as_str())
-            .fetch_all(&mut *connection)
-            .await?;
+    let found: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT name, labels, groups FROM agents WHERE tenant = ? AND revoked IS NULL",
+    )
+    .bind(tenant.as_str())
+    .fetch_all(&mut *connection)
+    .await?;
     for (agent, labels, groups) in found {
         entries.put_entry(&Entry::Agent(Agent {
             name: name("agent name", &agent)?,
@@ -311,7 +312,12 @@ pub(super) async fn apply(
 ) -> Result<ApplyResponse, StoreError> {
     let mut difference = preview(connection, tenant, wanted).await?;
     let gone = difference.removed.iter().chain(&difference.changed);
-    let ids = |rules: &[Rule]| rules.iter().map(|rule| rule.id.clone()).collect::<Vec<RuleId>>();
+    let ids = |rules: &[Rule]| {
+        rules
+            .iter()
+            .map(|rule| rule.id.clone())
+            .collect::<Vec<RuleId>>()
+    };
     let act = act.clone().with(json!({
         "added": ids(&difference.added),
         "changed": ids(&difference.changed),

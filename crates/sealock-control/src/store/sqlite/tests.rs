@@ -49,7 +49,10 @@ impl Bench for Sqlite {
             "DROP TRIGGER audit_is_only_pruned",
             sql,
         ] {
-            sqlx::query(guard).execute(&mut *connection).await.expect(guard);
+            sqlx::query(guard)
+                .execute(&mut *connection)
+                .await
+                .expect(guard);
         }
     }
 }
@@ -132,7 +135,10 @@ async fn an_empty_or_missing_database_is_never_taken_for_a_new_one() {
     assert!(matches!(empty, Err(OpenError::Damaged { .. })), "{empty:?}");
     std::fs::remove_file(&path).expect("there");
     let missing = SqliteStore::open(&path, IfMissing::Refuse).await;
-    assert!(matches!(missing, Err(OpenError::Missing { .. })), "{missing:?}");
+    assert!(
+        matches!(missing, Err(OpenError::Missing { .. })),
+        "{missing:?}"
+    );
     assert!(!path.exists());
 }
 
@@ -145,9 +151,14 @@ async fn a_log_that_was_cut_off_recovers_to_an_earlier_commit() {
     let log = std::fs::read(bench.dir.path().join("db.sqlite-wal")).expect("readable");
     assert!(log.len() > 4096, "the log holds what was done");
     std::fs::write(copy.path().join("db.sqlite-wal"), &log[..log.len() - 700]).expect("written");
-    let store = SqliteStore::open(&path, IfMissing::Refuse).await.expect("recovers");
+    let store = SqliteStore::open(&path, IfMissing::Refuse)
+        .await
+        .expect("recovers");
     let rules = store.rules(&tenant()).await;
-    assert!(matches!(rules, Err(StoreError::NoSuch { .. })), "the last commit is gone whole: {rules:?}");
+    assert!(
+        matches!(rules, Err(StoreError::NoSuch { .. })),
+        "the last commit is gone whole: {rules:?}"
+    );
 }
 
 /// F37: a full disk refuses writes by name, and reading goes on.
@@ -171,7 +182,11 @@ async fn a_full_disk_refuses_writes_clearly_and_stays_readable() {
     assert!(matches!(result, Err(StoreError::Full)), "{result:?}");
     let (rules, _) = bench.store.rules(&tenant()).await.expect("readable");
     assert_eq!(rules.len(), 200);
-    let report = bench.store.verify_audit(Some(&tenant())).await.expect("readable");
+    let report = bench
+        .store
+        .verify_audit(Some(&tenant()))
+        .await
+        .expect("readable");
     assert_eq!(report.broken_at, None);
 }
 
@@ -190,12 +205,17 @@ async fn the_database_is_private_and_every_commit_reaches_the_disk() {
     use std::os::unix::fs::MetadataExt;
     let bench = filled().await;
     for name in ["db.sqlite", "db.sqlite-wal"] {
-        let mode = std::fs::metadata(bench.dir.path().join(name)).expect("there").mode();
+        let mode = std::fs::metadata(bench.dir.path().join(name))
+            .expect("there")
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     let mut connection = bench.store.writer().acquire().await.expect("free");
     for (pragma, expected) in [("PRAGMA synchronous", 2), ("PRAGMA foreign_keys", 1)] {
-        let (value,): (i64,) = sqlx::query_as(pragma).fetch_one(&mut *connection).await.expect(pragma);
+        let (value,): (i64,) = sqlx::query_as(pragma)
+            .fetch_one(&mut *connection)
+            .await
+            .expect(pragma);
         assert_eq!(value, expected, "{pragma}");
     }
 }

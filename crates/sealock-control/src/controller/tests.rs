@@ -1,0 +1,815 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use sealock_core::api::{self, Method};
+use sealock_core::identity::{AgentId, Role};
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_core::token::JoinToken;
+use sealock_core::view::{Entries, View, ViewVersion};
+use sealock_net::node_api::{CallError, Enrol, Issued, NodeClient, Watch, WatchEvent, proto};
+use sealock_net::tls::signed::{SignedHead, SignedView};
+use sealock_net::tls::{controller_client, enrol_client};
+use sealock_net::unix::UnixClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::*;
+
+const SOON: Duration = Duration::from_secs(5); // what a change may take to reach a node
+
+struct Running {
+    handle: ControllerHandle,
+    client: UnixClient,
+    config: Config,
+    scope: Scope,
+    _dir: Option<tempfile::TempDir>,
+}
+
+fn config(dir: &std::path::Path) -> Config {
+    Config {
+        state_dir: dir.join("controller"),
+        socket: dir.join("run/controller.sock"),
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        advertise: vec!["controller.example:7444".parse().expect("an address")],
+        trust_domain: "sealock".parse().expect("canonical"),
+        name: "main".parse().expect("canonical"),
+        tenant: "default".parse().expect("canonical"),
+        starter: Starter::Open,
+        audit_retention: SignedDuration::from_hours(24),
+        token_ttl: SignedDuration::from_mins(15),
+        certificate_ttl: SignedDuration::from_hours(1),
+        limits: Limits::default(),
+    }
+}
+
+async fn started(change: impl FnOnce(&mut Config)) -> Running {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut config = config(dir.path());
+    change(&mut config);
+    let mut running = again(config).await;
+    running._dir = Some(dir);
+    running
+}
+
+async fn again(config: Config) -> Running {
+    let scope = Scope::new("test-controller");
+    let handle = start(config.clone(), &scope).await.expect("it starts");
+    Running {
+        handle,
+        client: UnixClient::new(&config.socket),
+        config,
+        scope,
+        _dir: None,
+    }
+}
+
+/// A node that has joined.
+struct Member {
+    client: NodeClient,
+    svid: Svid,
+    trust: Trust,
+}
+
+impl Running {
+    fn shared(&self) -> &Shared {
+        &self.handle.admin.shared
+    }
+
+    fn connect(&self, tls: Arc<rustls::ClientConfig>) -> NodeClient {
+        let address = self.handle.listen();
+        NodeClient::new(tls, move || TcpStream::connect(address))
+    }
+
+    async fn token(&self, request: CreateRequest) -> JoinToken {
+        let addresses = vec!["relay.example:7443".parse().expect("an address")];
+        let request = CreateRequest {
+            addresses,
+            ..request
+        };
+        let created = self.handle.create_token(request).await.expect("created");
+        created.text.parse().expect("a token")
+    }
+
+    async fn enrol(
+        &self,
+        token: &JoinToken,
+        name: &str,
+        role: Role,
+    ) -> Result<(Issued, Arc<KeyPair>), CallError> {
+        let key = Arc::new(KeyPair::generate().expect("randomness"));
+        let enrol = Enrol {
+            secret: token.secret.clone(),
+            csr: key.request_der().expect("signed"),
+            name: Some(name.to_owned()),
+            role,
+            addresses: Vec::new(),
+        };
+        let client = self.connect(enrol_client(token.pin));
+        Ok((client.enrol(&enrol).await?, key))
+    }
+
+    fn member(&self, issued: Issued, key: Arc<KeyPair>) -> Member {
+        let svid = Svid::new(issued.chain, key).expect("a pair");
+        let identity = IdentityStore::new(svid.clone());
+        let trust = TrustStore::new(issued.trust.clone());
+        let client = self.connect(controller_client(&identity, &trust));
+        Member {
+            client,
+            svid,
+            trust: issued.trust,
+        }
+    }
+
+    async fn join(&self, name: &str) -> Member {
+        let token = self.token(CreateRequest::default()).await;
+        let (issued, key) = self.enrol(&token, name, Role::Agent).await.expect("joins");
+        self.member(issued, key)
+    }
+
+    async fn join_relay(&self, name: &str) -> Member {
+        let request = CreateRequest {
+            role: Role::Relay,
+            ..CreateRequest::default()
+        };
+        let token = self.token(request).await;
+        let (issued, key) = self.enrol(&token, name, Role::Relay).await.expect("joins");
+        self.member(issued, key)
+    }
+
+    async fn stop(self) -> (Config, Option<tempfile::TempDir>) {
+        self.scope.shutdown(SOON).await;
+        (self.config, self._dir)
+    }
+}
+
+/// What a watcher holds, kept as a node keeps it.
+#[derive(Default)]
+struct Held(BTreeMap<TenantName, (SignedHead, Entries)>);
+
+impl Held {
+    fn take(&mut self, event: WatchEvent) -> &'static str {
+        match event {
+            WatchEvent::Full { head, entries } => {
+                self.0.insert(head.head.tenant.clone(), (head, entries));
+                "full"
+            }
+            WatchEvent::Delta { head, from, delta } => {
+                let held = self.0.get_mut(&head.head.tenant).expect("known before");
+                assert_eq!(held.0.head.version, from);
+                held.1.apply(delta);
+                held.0 = head;
+                "delta"
+            }
+            WatchEvent::Trust(_) => "trust",
+        }
+    }
+
+    fn view(&self, tenant: &str, trust: &Trust) -> View {
+        let (head, entries) = &self.0[&tenant.parse::<TenantName>().expect("canonical")];
+        let signed = SignedView {
+            head: head.clone(),
+            entries: entries.clone(),
+        };
+        let day = Duration::from_secs(86_400);
+        signed
+            .verify(trust, Timestamp::now(), day)
+            .expect("signed by the controller")
+    }
+}
+
+async fn until(
+    watch: &mut Watch,
+    held: &mut Held,
+    trust: &Trust,
+    holds: impl Fn(&View) -> bool,
+) -> Vec<&'static str> {
+    let mut kinds = Vec::new();
+    let seen = async {
+        loop {
+            kinds.push(held.take(watch.next().await.expect("an event")));
+            if !held.0.is_empty() && holds(&held.view("default", trust)) {
+                return;
+            }
+        }
+    };
+    timeout(SOON, seen).await.expect("within five seconds");
+    kinds
+}
+
+fn services(names: &[&str]) -> BTreeMap<ServiceName, BTreeMap<String, String>> {
+    let service = |name: &&str| (name.parse().expect("canonical"), BTreeMap::new());
+    names.iter().map(service).collect()
+}
+
+fn service(name: &str) -> ServiceName {
+    name.parse().expect("canonical")
+}
+
+fn agent(name: &str) -> AgentId {
+    AgentId {
+        tenant: "default".parse().expect("canonical"),
+        name: name.parse().expect("canonical"),
+    }
+}
+
+/// F27: from the token to the end of the identity, as a node sees it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_joins_watches_registers_and_is_cut_off_when_revoked() {
+    let running = started(|_| ()).await;
+    let member = running.join("web-1").await;
+    assert_eq!(
+        member.svid.id().to_string(),
+        "spiffe://sealock/default/agent/web-1"
+    );
+    let mut watch = member
+        .client
+        .watch(&BTreeMap::new())
+        .await
+        .expect("watches");
+    let mut held = Held::default();
+    let knows = |view: &View| view.knows(&agent("web-1"));
+    let kinds = until(&mut watch, &mut held, &member.trust, knows).await;
+    assert_eq!(kinds[..2], ["trust", "full"]);
+    let answer = member
+        .client
+        .register(1, &services(&["web"]))
+        .await
+        .expect("answered");
+    assert_eq!(answer.services[&service("web")], Reason::Done);
+    assert!(answer.lease >= Duration::from_secs(30));
+    let kinds = until(&mut watch, &mut held, &member.trust, |view| {
+        view.service(&service("web")).is_some()
+    })
+    .await;
+    assert_eq!(kinds, ["delta"]);
+    let relay = running.join_relay("eu-1").await;
+    let mut relay_watch = relay.client.watch(&BTreeMap::new()).await.expect("watches");
+    let revoke = api::agent::RevokeRequest {
+        tenant: agent("web-1").tenant,
+        name: agent("web-1").name,
+    };
+    let revoked = running
+        .client
+        .call::<api::agent::Revoke>(&revoke)
+        .await
+        .expect("revoked");
+    assert_eq!(revoked.certificates, 1);
+    let leaf = member.svid.leaf().clone();
+    let mut relay_held = Held::default();
+    until(&mut relay_watch, &mut relay_held, &relay.trust, |view| {
+        view.is_revoked("", &leaf.key_digest) && view.service(&service("web")).is_none()
+    })
+    .await;
+    let ended = timeout(SOON, async {
+        loop {
+            if let Err(error) = watch.next().await {
+                return error.reason();
+            }
+        }
+    });
+    assert_eq!(
+        ended.await.expect("within five seconds"),
+        Reason::IdentityRevoked
+    );
+    let refused = member
+        .client
+        .register(1, &services(&["web"]))
+        .await
+        .expect_err("revoked");
+    assert_eq!(refused.reason(), Reason::IdentityRevoked);
+    let refused = member
+        .client
+        .renew(
+            KeyPair::generate()
+                .expect("randomness")
+                .request_der()
+                .expect("signed"),
+        )
+        .await;
+    assert_eq!(
+        refused.expect_err("revoked").reason(),
+        Reason::IdentityRevoked
+    );
+}
+
+/// S85: a name that another agent owns is shared only when a rule says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_provider_needs_a_rule_and_loses_the_name_with_it() {
+    let running = started(|_| ()).await;
+    let (one, two) = (running.join("one").await, running.join("two").await);
+    let offer = services(&["web"]);
+    let web = service("web");
+    let answer = one.client.register(1, &offer).await.expect("answered");
+    assert_eq!(answer.services[&web], Reason::Done);
+    let answer = two.client.register(1, &offer).await.expect("answered");
+    assert_eq!(
+        answer.services[&web],
+        Reason::NameTaken,
+        "the starter rule is about opening"
+    );
+    let add: api::policy::AddRequest = serde_json::from_value(serde_json::json!({
+        "id": "share", "callers": ["two"], "services": ["web"], "actions": ["provide"],
+    }))
+    .expect("a request");
+    running
+        .client
+        .call::<api::policy::Allow>(&add)
+        .await
+        .expect("added");
+    let answer = two.client.register(1, &offer).await.expect("answered");
+    assert_eq!(answer.services[&web], Reason::Done);
+    let gone = BTreeSet::from([web.clone()]);
+    one.client
+        .unregister(0, &gone)
+        .await
+        .expect("an older generation is no error");
+    let list = api::service::ListRequest {
+        tenant: agent("one").tenant,
+    };
+    let listed = running
+        .client
+        .call::<api::service::List>(&list)
+        .await
+        .expect("listed");
+    assert_eq!(listed.services[0].providers.len(), 2, "and changes nothing");
+    one.client.unregister(1, &gone).await.expect("taken back");
+    let listed = running
+        .client
+        .call::<api::service::List>(&list)
+        .await
+        .expect("listed");
+    assert_eq!(
+        (
+            listed.services[0].providers.len(),
+            listed.services[0].owner.as_str()
+        ),
+        (1, "two")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_fell_behind_gets_the_whole_view_and_a_near_one_the_difference() {
+    let running = started(|_| ()).await;
+    let member = running.join("web-1").await;
+    let tenant = agent("web-1").tenant;
+    let shared = running.shared();
+    let newest = || {
+        shared
+            .views
+            .newest(&tenant)
+            .expect("there is one")
+            .head
+            .head
+            .version
+    };
+    let first = newest();
+    for round in 0..12 {
+        let offer = if round % 2 == 0 {
+            vec!["web"]
+        } else {
+            vec!["web", "api"]
+        };
+        let before = newest();
+        member
+            .client
+            .unregister(1, &BTreeSet::from([service("api"), service("web")]))
+            .await
+            .expect("taken back");
+        member
+            .client
+            .register(1, &services(&offer))
+            .await
+            .expect("answered");
+        let moved = async {
+            while newest() <= before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(SOON, moved).await.expect("a new version");
+    }
+    for (version, expected) in [
+        (first, "full"),
+        (newest(), "delta"),
+        (ViewVersion(u64::MAX), "full"),
+    ] {
+        let have = BTreeMap::from([(tenant.clone(), version)]);
+        let mut watch = member.client.watch(&have).await.expect("watches");
+        let trust = watch.next().await.expect("an event");
+        assert!(matches!(trust, WatchEvent::Trust(_)));
+        let event = watch.next().await.expect("an event");
+        let kind = match event {
+            WatchEvent::Full { .. } => "full",
+            WatchEvent::Delta { .. } => "delta",
+            WatchEvent::Trust(_) => "trust",
+        };
+        assert_eq!(kind, expected, "from {version:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_lets_in_once_in_time_and_in_its_role() {
+    let running = started(|_| ()).await;
+    let token = running.token(CreateRequest::default()).await;
+    let wrong = running
+        .enrol(&token, "web-1", Role::Relay)
+        .await
+        .expect_err("another role");
+    assert_eq!(wrong.reason(), Reason::TokenInvalid);
+    running
+        .enrol(&token, "web-1", Role::Agent)
+        .await
+        .expect("the first");
+    let twice = running
+        .enrol(&token, "web-2", Role::Agent)
+        .await
+        .expect_err("the second");
+    assert_eq!(twice.reason(), Reason::TokenInvalid);
+    assert!(matches!(twice, CallError::Refused(_)) && !twice.is_transient());
+    let bound = CreateRequest {
+        name: Some("db".to_owned()),
+        ..CreateRequest::default()
+    };
+    let bound = running.token(bound).await;
+    let other = running
+        .enrol(&bound, "web-3", Role::Agent)
+        .await
+        .expect_err("another name");
+    assert_eq!(other.reason(), Reason::TokenInvalid);
+    let (issued, _) = running
+        .enrol(&bound, "db", Role::Agent)
+        .await
+        .expect("its name");
+    assert_eq!(issued.id.to_string(), "spiffe://sealock/default/agent/db");
+    // The record holds each attempt that failed.
+    let list = api::audit::ListRequest {
+        deployment: true,
+        action: Some("node.enrol".to_owned()),
+        ..Default::default()
+    };
+    let rows = running
+        .client
+        .call::<api::audit::List>(&list)
+        .await
+        .expect("listed")
+        .rows;
+    assert_eq!(rows.len(), 3);
+    assert!(rows.iter().all(|row| row.reason == Reason::TokenInvalid));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_expects_another_authority_does_not_talk() {
+    let running = started(|_| ()).await;
+    let mut token = running.token(CreateRequest::default()).await;
+    let good = token.pin;
+    token.pin = CaPin([7; 32]);
+    let error = running
+        .enrol(&token, "web-1", Role::Agent)
+        .await
+        .expect_err("another pin");
+    assert!(matches!(error, CallError::Unreachable(_)), "{error:?}");
+    token.pin = good;
+    running
+        .enrol(&token, "web-1", Role::Agent)
+        .await
+        .expect("the token was not used");
+}
+
+/// Every method of the node interface, called with nothing in it.
+async fn call(client: &NodeClient, method: &str) -> Result<(), CallError> {
+    let none = BTreeSet::new();
+    match method {
+        "renew" => client
+            .renew(
+                KeyPair::generate()
+                    .expect("randomness")
+                    .request_der()
+                    .expect("signed"),
+            )
+            .await
+            .map(drop),
+        "watch" => client.watch(&BTreeMap::new()).await.map(drop),
+        "register" => client.register(1, &BTreeMap::new()).await.map(drop),
+        "unregister" => client.unregister(1, &none).await,
+        "report" => client.report(&[], &[]).await,
+        other => panic!("the matrix has no call for `{other}`"),
+    }
+}
+
+/// The methods as the interface itself lists them, so that a new one cannot be forgotten here.
+fn methods() -> Vec<String> {
+    let text = include_str!("../../../sealock-net/proto/node.proto");
+    let lines = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("rpc "));
+    let name = |line: &str| line.split('(').next().expect("a name").to_lowercase();
+    lines.map(name).filter(|name| name != "enrol").collect()
+}
+
+/// S81 and S10: without a certificate nothing but a join is answered; with one, only what its role is for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_method_answers_the_roles_that_it_is_for_and_nobody_else() {
+    let running = started(|_| ()).await;
+    let agent = running.join("web-1").await;
+    let relay = running.join_relay("eu-1").await;
+    let anonymous = running.connect(enrol_client(running.handle.pin()));
+    let methods = methods();
+    assert_eq!(methods.len(), 5);
+    for method in &methods {
+        let is_for_relays = matches!(method.as_str(), "renew" | "watch" | "report");
+        for (who, client, is_lawful) in [
+            ("agent", &agent.client, true),
+            ("relay", &relay.client, is_for_relays),
+            ("nobody", &anonymous, false),
+        ] {
+            let result = call(client, method).await;
+            match result {
+                Ok(()) => assert!(is_lawful, "{who} may not {method}"),
+                Err(error) => {
+                    assert!(!is_lawful, "{who} may {method}: {error:?}");
+                    assert_eq!(error.reason(), Reason::NotAdmitted, "{who} {method}");
+                }
+            }
+        }
+    }
+}
+
+/// A controller's own certificate, one of another authority, and one of another deployment do not pass TLS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_of_other_kinds_and_authorities_do_not_pass_the_handshake() {
+    let running = started(|_| ()).await;
+    let other = started(|_| ()).await;
+    let stranger = other.join("web-1").await;
+    let own = Own {
+        principal: Principal::Controller("main".parse().expect("canonical")),
+        store: Arc::clone(&running.shared().store),
+        authority: running.shared().authority.clone(),
+    };
+    let trust = TrustStore::new(running.handle.trust().clone());
+    for profile in [Profile::Role, Profile::ViewSigner] {
+        let svid = own.svid(profile, Timestamp::now()).await.expect("issued");
+        let client = running.connect(controller_client(&IdentityStore::new(svid), &trust));
+        assert!(call(&client, "watch").await.is_err(), "{profile:?}");
+    }
+    let identity = IdentityStore::new(stranger.svid.clone());
+    let client = running.connect(controller_client(&identity, &trust));
+    let error = call(&client, "watch").await.expect_err("a stranger");
+    assert!(matches!(error, CallError::Unreachable(_)), "{error:?}");
+}
+
+/// S81: plain text gets no answer, and neither it nor a silent client keeps others out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plain_text_and_silence_get_no_answer_and_block_nobody() {
+    let running = started(|_| ()).await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(
+            TcpStream::connect(running.handle.listen())
+                .await
+                .expect("connects"),
+        );
+    }
+    let mut plain = TcpStream::connect(running.handle.listen())
+        .await
+        .expect("connects");
+    plain
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .expect("sent");
+    let mut answer = Vec::new();
+    let read = timeout(SOON, plain.read_to_end(&mut answer))
+        .await
+        .expect("closed soon");
+    drop(read); // a reset is as good as an end
+    // At most a TLS alert comes back, never HTTP/2.
+    assert!(
+        answer.len() <= 7 && !answer.starts_with(&[0, 0]),
+        "{answer:?}"
+    );
+    running.join("web-1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_see_their_own_tenant_and_relays_see_all() {
+    let running = started(|_| ()).await;
+    let other: TenantName = "other".parse().expect("canonical");
+    let act = Act::done(Timestamp::now(), "test", "tenant.add", &other);
+    let added = running.shared().store.add_tenant(&other, &[], &act).await;
+    assert!(added.expect("added"));
+    running.shared().views.poke();
+    let member = running.join("web-1").await;
+    let relay = running.join_relay("eu-1").await;
+    let have = BTreeMap::from([(other.clone(), ViewVersion(1))]);
+    let mut watch = member.client.watch(&have).await.expect("watches");
+    let mut held = Held::default();
+    until(&mut watch, &mut held, &member.trust, |view| {
+        view.knows(&agent("web-1"))
+    })
+    .await;
+    let quiet = timeout(Duration::from_millis(300), watch.next()).await;
+    assert!(quiet.is_err(), "nothing of another tenant: {quiet:?}");
+    assert!(!held.0.contains_key(&other));
+    let mut watch = relay.client.watch(&BTreeMap::new()).await.expect("watches");
+    let both = async {
+        let mut held = Held::default();
+        while held.0.len() < 2 {
+            held.take(watch.next().await.expect("an event"));
+        }
+    };
+    timeout(SOON, both).await.expect("both tenants");
+    let relays = running
+        .client
+        .call::<api::relay::List>(&api::relay::ListRequest {})
+        .await;
+    assert!(relays.expect("listed").relays[0].connected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_keeps_the_identity_and_a_report_is_recorded_for_the_own_tenant() {
+    let running = started(|_| ()).await;
+    let member = running.join("web-1").await;
+    let key = Arc::new(KeyPair::generate().expect("randomness"));
+    let issued = member
+        .client
+        .renew(key.request_der().expect("signed"))
+        .await
+        .expect("renewed");
+    assert_eq!(issued.id, *member.svid.id());
+    let renewed = running.member(issued, key);
+    assert_ne!(renewed.svid.leaf().serial, member.svid.leaf().serial);
+    let row = sealock_net::node_api::DecisionRow {
+        at: Timestamp::now(),
+        tenant: "other".parse().expect("canonical"),
+        caller: "default/cart".to_owned(),
+        service: "web\u{1b}[2J".to_owned(),
+        reason: Reason::PolicyDenied,
+        rule: String::new(),
+        count: 3,
+    };
+    renewed.client.report(&[row], &[]).await.expect("recorded");
+    let list = api::audit::ListRequest {
+        action: Some("flow".to_owned()),
+        ..Default::default()
+    };
+    let rows = running
+        .client
+        .call::<api::audit::List>(&list)
+        .await
+        .expect("listed")
+        .rows;
+    assert_eq!(
+        (rows.len(), rows[0].reason, &rows[0].detail["count"]),
+        (1, Reason::PolicyDenied, &3.into())
+    );
+    assert_eq!(rows[0].actor, "default/agent/web-1");
+    assert!(!rows[0].subject.contains('\u{1b}'));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_too_large_or_malformed_are_refused_and_the_connection_lives() {
+    let running = started(|_| ()).await;
+    let member = running.join("web-1").await;
+    let label = BTreeMap::from([("x".to_owned(), "y".repeat(300 * 1024))]);
+    let large = BTreeMap::from([(service("web"), label)]);
+    assert!(member.client.register(1, &large).await.is_err());
+    let error = member
+        .client
+        .register(u64::MAX, &services(&["web"]))
+        .await
+        .expect_err("out of range");
+    assert_eq!(error.reason(), Reason::ProtocolViolation);
+    let error = member
+        .client
+        .renew(b"no request".to_vec())
+        .await
+        .expect_err("no request");
+    assert_eq!(error.reason(), Reason::ProtocolViolation);
+    member
+        .client
+        .register(1, &services(&["web"]))
+        .await
+        .expect("still served");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_source_cannot_try_joins_without_end() {
+    let running = started(|config| {
+        config.limits = Limits {
+            joins: 3,
+            joins_per_second: 0.001,
+            ..Limits::default()
+        };
+    })
+    .await;
+    let token = JoinToken {
+        secret: sealock_core::secret::Secret::new([1; 16]),
+        ..running.token(CreateRequest::default()).await
+    };
+    let mut reasons = Vec::new();
+    for _ in 0..4 {
+        let error = running
+            .enrol(&token, "web-1", Role::Agent)
+            .await
+            .expect_err("a wrong secret");
+        reasons.push(error.reason());
+    }
+    assert_eq!(reasons[..3], [Reason::TokenInvalid; 3]);
+    assert_eq!(reasons[3], Reason::Overloaded);
+}
+
+/// S14, F10: what was used stays used, what was trusted stays trusted, and a lost database is no new beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_keeps_everything_and_a_lost_database_stops_the_start() {
+    let running = started(|_| ()).await;
+    let used = running.token(CreateRequest::default()).await;
+    let (issued, key) = running
+        .enrol(&used, "web-1", Role::Agent)
+        .await
+        .expect("joins");
+    running
+        .member(issued.clone(), Arc::clone(&key))
+        .client
+        .register(1, &services(&["web"]))
+        .await
+        .expect("answered");
+    let before = running
+        .shared()
+        .views
+        .newest(&agent("web-1").tenant)
+        .expect("there is one");
+    let (config, dir) = running.stop().await;
+    let running = again(config).await;
+    let member = running.member(issued, key);
+    call(&member.client, "watch")
+        .await
+        .expect("the certificate still stands");
+    let twice = running
+        .enrol(&used, "web-2", Role::Agent)
+        .await
+        .expect_err("used before");
+    assert_eq!(twice.reason(), Reason::TokenInvalid);
+    let after = running
+        .shared()
+        .views
+        .newest(&agent("web-1").tenant)
+        .expect("there is one");
+    assert!(after.head.head.version >= before.head.head.version);
+    assert_eq!(
+        after.head.chain, before.head.chain,
+        "the signer is the same"
+    );
+    let report = running
+        .shared()
+        .store
+        .verify_audit(Some(&agent("web-1").tenant))
+        .await;
+    assert_eq!(report.expect("checked").broken_at, None);
+    let (config, _) = running.stop().await;
+    std::fs::remove_file(config.state_dir.join("db.sqlite")).expect("there");
+    let scope = Scope::new("test-controller");
+    let error = start(config, &scope).await.expect_err("no database");
+    assert!(format!("{error:#}").contains("restore a copy"), "{error:#}");
+    drop(dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_controller_over_the_same_state_does_not_start() {
+    let running = started(|_| ()).await;
+    let scope = Scope::new("second");
+    let error = start(running.config.clone(), &scope)
+        .await
+        .expect_err("in use");
+    assert!(format!("{error:#}").contains("in use"), "{error:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_ends_with_the_certificate_that_opened_it() {
+    let running = started(|config| config.certificate_ttl = SignedDuration::from_secs(3)).await;
+    let member = running.join("web-1").await;
+    let mut watch = member
+        .client
+        .watch(&BTreeMap::new())
+        .await
+        .expect("watches");
+    let ended = timeout(SOON, async {
+        loop {
+            if let Err(error) = watch.next().await {
+                return error.reason();
+            }
+        }
+    });
+    assert_eq!(
+        ended.await.expect("soon after its end"),
+        Reason::NotAdmitted
+    );
+    let error = call(&member.client, "register").await.expect_err("ended");
+    assert_eq!(error.reason(), Reason::NotAdmitted);
+    // The controller's own certificate was renewed meanwhile.
+    running.join("web-2").await;
+}
+
+#[test]
+fn the_paths_of_the_generated_service_are_those_of_the_contract() {
+    assert_eq!(proto::node_server::SERVICE_NAME, "sealock.node.v1.Node");
+    assert_eq!(Create::PATH, "/v1/token/create");
+}

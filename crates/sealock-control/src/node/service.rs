@@ -1,0 +1,592 @@
+//! The methods of the node interface: each asks first who calls, by the certificate alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+use sealock_core::address::HostPort;
+use sealock_core::identity::{AgentId, Principal, Role, SpiffeId};
+use sealock_core::name::{NodeName, ServiceName, TenantName};
+use sealock_core::policy::{Action, Question, RuleSet};
+use sealock_core::reason::Reason;
+use sealock_core::view::ViewVersion;
+use sealock_net::identity::PeerIdentity;
+use sealock_net::node_api::proto::node_server::Node;
+use sealock_net::node_api::{BadMessage, DecisionRow, REASON_KEY, WatchEvent, proto};
+use sealock_net::task::Spawner;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio_stream::Stream;
+use tonic::{Code, Request, Response, Status};
+
+use super::budget::Budgets;
+use super::{Limits, Peer};
+use crate::pki::{Authority, Csr, PkiError, Profile};
+use crate::store::{
+    Act, Certificate, Holder, Redemption, Registration, Sharing, Store, StoreError,
+};
+use crate::views::{Mark, Views};
+
+/// How long a registration stands without being repeated.
+pub const LEASE: SignedDuration = SignedDuration::from_secs(60);
+const SERVICES: usize = 1_024; // of one agent; a heartbeat names them all
+const ADDRESSES: usize = 16; // of one relay; a join token takes no more
+const SECRET_LENGTH: usize = 16;
+
+/// What all methods share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What the controller remembers.
+    pub store: Arc<dyn Store>,
+    /// Who signs certificates.
+    pub authority: Authority,
+    /// What nodes are told.
+    pub views: Arc<Views>,
+    /// The clock.
+    pub now: fn() -> Timestamp,
+    watching: Mutex<BTreeMap<NodeName, u32>>,
+}
+
+impl Shared {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn Store>,
+        authority: Authority,
+        views: Arc<Views>,
+        now: fn() -> Timestamp,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            authority,
+            views,
+            now,
+            watching: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// Whether the relay watches right now.
+    #[must_use]
+    pub fn is_watching(&self, relay: &NodeName) -> bool {
+        self.watching.lock().contains_key(relay)
+    }
+
+    fn id(&self, principal: &Principal) -> SpiffeId {
+        SpiffeId {
+            trust_domain: self.authority.trust().trust_domain.clone(),
+            principal: principal.clone(),
+        }
+    }
+
+    fn issue<'a>(
+        &'a self,
+        csr: &'a Csr,
+        now: Timestamp,
+    ) -> impl Fn(&Principal) -> Result<Certificate, PkiError> + Send + Sync + 'a {
+        move |principal| {
+            let id = self.id(principal);
+            self.authority.issue(&id, csr, Profile::Role, now)
+        }
+    }
+}
+
+/// The node interface.
+#[derive(Debug, Clone)]
+pub struct NodeService {
+    shared: Arc<Shared>,
+    budgets: Arc<Budgets>,
+    spawner: Spawner,
+}
+
+impl NodeService {
+    /// Serves what `shared` holds; watches end when the scope of `spawner` is asked to stop.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, limits: Limits, spawner: Spawner) -> Self {
+        Self {
+            shared,
+            budgets: Budgets::new(limits),
+            spawner,
+        }
+    }
+
+    pub(super) fn budgets(&self) -> &Arc<Budgets> {
+        &self.budgets
+    }
+
+    /// The caller, when its certificate stands and its role may use the method.
+    async fn caller<T>(
+        &self,
+        request: &Request<T>,
+        method: &'static str,
+        roles: &[Role],
+    ) -> Result<Caller, Status> {
+        let peer = peer(request)?;
+        let Some(identity) = peer.identity else {
+            return Err(refuse(Code::Unauthenticated, Reason::NotAdmitted));
+        };
+        let admitted = self.admit(&identity, roles).await;
+        if let Err((_, reason)) = &admitted {
+            let act = Act::done((self.shared.now)(), &identity.id, method, &identity.id);
+            let act = act.refused(*reason).with(json!({"source": peer.source}));
+            self.record(None, &[act]).await?;
+        }
+        match admitted {
+            Ok(()) => Ok(Caller { identity }),
+            Err((code, reason)) => Err(refuse(code, reason)),
+        }
+    }
+
+    async fn admit(&self, peer: &PeerIdentity, roles: &[Role]) -> Result<(), (Code, Reason)> {
+        let denied = (Code::PermissionDenied, Reason::NotAdmitted);
+        let is_ours = peer.id.trust_domain == self.shared.authority.trust().trust_domain;
+        if !is_ours || !roles.contains(&peer.role()) {
+            return Err(denied);
+        }
+        // A connection outlives its handshake; the certificate does not.
+        if peer.not_after <= (self.shared.now)() {
+            return Err((Code::Unauthenticated, Reason::NotAdmitted));
+        }
+        match self.shared.store.admits(&holder(peer)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err((Code::Unauthenticated, Reason::IdentityRevoked)),
+            Err(err) => {
+                tracing::warn!(%err, "the store could not say whether a certificate stands");
+                Err((Code::Unavailable, Reason::ControllerUnreachable))
+            }
+        }
+    }
+
+    async fn record(&self, tenant: Option<&TenantName>, acts: &[Act]) -> Result<(), Status> {
+        let recorded = self.shared.store.record(tenant, acts).await;
+        recorded.map_err(|error| status(&error))
+    }
+
+    async fn redeem(
+        &self,
+        peer: &Peer,
+        request: proto::EnrolRequest,
+    ) -> Result<proto::Identity, Status> {
+        let role: Role = request.role().try_into().map_err(bad)?;
+        let csr = Csr::read(&request.csr).map_err(|_| bad(BadMessage("certificate request")))?;
+        if request.secret.len() != SECRET_LENGTH {
+            return Err(refuse(Code::Unauthenticated, Reason::TokenInvalid));
+        }
+        let redemption = Redemption {
+            hash: Sha256::digest(&request.secret).into(),
+            role,
+            name: (!request.name.is_empty()).then_some(request.name),
+            key_digest: csr.key_digest().to_owned(),
+            addresses: addresses(&request.addresses)?,
+            source: peer.source.to_string(),
+        };
+        let now = (self.shared.now)();
+        let issue = self.shared.issue(&csr, now);
+        let redeemed = self.shared.store.redeem(&redemption, now, &issue).await;
+        if let Err(StoreError::Refused(reason)) = &redeemed {
+            let name = redemption.name.as_deref().unwrap_or("");
+            let act = Act::done(now, peer.source, "node.enrol", name).refused(*reason);
+            self.record(None, &[act]).await?;
+        }
+        let (principal, certificate) = redeemed.map_err(|error| status(&error))?;
+        self.shared.views.poke();
+        Ok(self.identity(&principal, certificate))
+    }
+
+    fn identity(&self, principal: &Principal, certificate: Certificate) -> proto::Identity {
+        proto::Identity {
+            chain: certificate.chain,
+            trust: Some(self.shared.authority.trust().into()),
+            id: self.shared.id(principal).to_string(),
+        }
+    }
+}
+
+struct Caller {
+    identity: Arc<PeerIdentity>,
+}
+
+impl Caller {
+    fn agent(&self) -> Result<&AgentId, Status> {
+        let agent = self.identity.agent();
+        agent.ok_or_else(|| refuse(Code::PermissionDenied, Reason::NotAdmitted))
+    }
+
+    /// The tenants of which it may know: an agent its own, a relay all.
+    fn may_see(&self, tenant: &TenantName) -> bool {
+        match &self.identity.id.principal {
+            Principal::Agent(agent) => agent.tenant == *tenant,
+            Principal::Relay(_) => true,
+            Principal::User { .. } | Principal::Controller(_) => false,
+        }
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = request.extensions().get::<Peer>();
+    peer.cloned()
+        .ok_or_else(|| refuse(Code::Unauthenticated, Reason::NotAdmitted))
+}
+
+fn holder(peer: &PeerIdentity) -> Holder {
+    Holder {
+        principal: peer.id.principal.clone(),
+        serial: peer.serial.clone(),
+        key_digest: peer.key_digest.clone(),
+    }
+}
+
+fn refuse(code: Code, reason: Reason) -> Status {
+    let mut status = Status::new(code, reason.text());
+    status
+        .metadata_mut()
+        .insert(REASON_KEY, reason.number().into());
+    status
+}
+
+fn bad(error: BadMessage) -> Status {
+    let mut status = Status::invalid_argument(error.to_string());
+    let number = Reason::ProtocolViolation.number();
+    status.metadata_mut().insert(REASON_KEY, number.into());
+    status
+}
+
+/// What a node may learn of our failures: the reason, never the cause.
+fn status(error: &StoreError) -> Status {
+    match error {
+        StoreError::Refused(reason) => {
+            let is_about_caller = matches!(reason, Reason::TokenInvalid | Reason::IdentityRevoked);
+            let code = if is_about_caller {
+                Code::Unauthenticated
+            } else {
+                Code::FailedPrecondition
+            };
+            refuse(code, *reason)
+        }
+        StoreError::OutOfRange(what) => bad(BadMessage(what)),
+        StoreError::NoSuch { .. } | StoreError::Exists { .. } => {
+            refuse(Code::NotFound, Reason::NotAdmitted)
+        }
+        StoreError::Issue(err) => {
+            tracing::error!(%err, "a certificate could not be issued");
+            refuse(Code::Internal, Reason::Internal)
+        }
+        StoreError::Full
+        | StoreError::Busy
+        | StoreError::Unsafe
+        | StoreError::Unreadable(_)
+        | StoreError::Database(_) => {
+            tracing::error!(err = %error, "the store failed");
+            refuse(Code::Unavailable, Reason::ControllerUnreachable)
+        }
+    }
+}
+
+fn addresses(texts: &[String]) -> Result<Vec<HostPort>, Status> {
+    if texts.len() > ADDRESSES {
+        return Err(bad(BadMessage("list of addresses")));
+    }
+    let parse = |text: &String| text.parse().map_err(|_| bad(BadMessage("address")));
+    texts.iter().map(parse).collect()
+}
+
+fn services<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<ServiceName>, Status> {
+    let parse = |name: &str| name.parse().map_err(|_| bad(BadMessage("service name")));
+    let names: Vec<ServiceName> = names
+        .take(SERVICES + 1)
+        .map(parse)
+        .collect::<Result<_, _>>()?;
+    if names.len() > SERVICES {
+        return Err(bad(BadMessage("number of services")));
+    }
+    Ok(names)
+}
+
+fn may_provide(sharing: &Sharing<'_>, now: Timestamp) -> bool {
+    let question = Question {
+        caller: sharing.caller,
+        groups: &sharing.agent.groups,
+        labels: &sharing.agent.labels,
+        action: Action::Provide,
+        service: sharing.service,
+        service_labels: Some(sharing.service_labels),
+    };
+    let rules = RuleSet::new(sharing.rules.to_vec());
+    rules.decide(&question, now).is_allowed()
+}
+
+type Events = Pin<Box<dyn Stream<Item = Result<proto::WatchEvent, Status>> + Send>>;
+
+const NODES: &[Role] = &[Role::Agent, Role::Relay];
+const AGENTS: &[Role] = &[Role::Agent];
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn enrol(
+        &self,
+        request: Request<proto::EnrolRequest>,
+    ) -> Result<Response<proto::Identity>, Status> {
+        let peer = peer(&request)?;
+        if !self.budgets.join(peer.source.ip(), Instant::now()) {
+            return Err(refuse(Code::ResourceExhausted, Reason::Overloaded));
+        }
+        let identity = self.redeem(&peer, request.into_inner()).await?;
+        Ok(Response::new(identity))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<proto::RenewRequest>,
+    ) -> Result<Response<proto::Identity>, Status> {
+        let caller = self.caller(&request, "node.renew", NODES).await?;
+        let csr = Csr::read(&request.get_ref().csr);
+        let csr = csr.map_err(|_| bad(BadMessage("certificate request")))?;
+        let now = (self.shared.now)();
+        let holder = holder(&caller.identity);
+        let issue = self.shared.issue(&csr, now);
+        let renewed = self
+            .shared
+            .store
+            .renew(&holder, csr.key_digest(), now, &issue)
+            .await;
+        let certificate = renewed.map_err(|error| status(&error))?;
+        Ok(Response::new(self.identity(&holder.principal, certificate)))
+    }
+
+    type WatchStream = Events;
+
+    async fn watch(
+        &self,
+        request: Request<proto::WatchRequest>,
+    ) -> Result<Response<Events>, Status> {
+        let caller = self.caller(&request, "node.watch", NODES).await?;
+        let principal = &caller.identity.id.principal;
+        let seen = self.shared.store.seen(principal, None, (self.shared.now)());
+        seen.await.map_err(|error| status(&error))?;
+        let mut have = BTreeMap::new();
+        for row in request.into_inner().have {
+            let tenant = row.tenant.parse().map_err(|_| bad(BadMessage("tenant")))?;
+            have.insert(tenant, Has::Claimed(ViewVersion(row.version)));
+        }
+        let watcher = Watcher::new(self.clone(), caller, have);
+        let events = futures_util::stream::unfold(watcher, |mut watcher| async {
+            let event = watcher.next().await?;
+            Some((event, watcher))
+        });
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn register(
+        &self,
+        request: Request<proto::RegisterRequest>,
+    ) -> Result<Response<proto::RegisterResponse>, Status> {
+        let caller = self.caller(&request, "node.register", AGENTS).await?;
+        let request = request.into_inner();
+        let names = services(request.services.iter().map(|offer| offer.name.as_str()))?;
+        let labels = request.services.into_iter().map(|offer| offer.labels);
+        let now = (self.shared.now)();
+        let registration = Registration {
+            agent: caller.agent()?.clone(),
+            generation: request.generation,
+            services: names
+                .into_iter()
+                .zip(labels.map(|labels| labels.into_iter().collect()))
+                .collect(),
+            lease_ends: now.saturating_add(LEASE).unwrap_or(Timestamp::MAX),
+        };
+        let may = |sharing: &Sharing<'_>| may_provide(sharing, now);
+        let answers = self.shared.store.register(&registration, now, &may).await;
+        let answers = answers.map_err(|error| status(&error))?;
+        self.shared.views.poke();
+        let row = |(name, reason): (ServiceName, Reason)| proto::Registered {
+            name: name.to_string(),
+            reason: reason.number(),
+        };
+        Ok(Response::new(proto::RegisterResponse {
+            services: answers.into_iter().map(row).collect(),
+            lease_seconds: u32::try_from(LEASE.as_secs()).unwrap_or(u32::MAX),
+        }))
+    }
+
+    async fn unregister(
+        &self,
+        request: Request<proto::UnregisterRequest>,
+    ) -> Result<Response<proto::UnregisterResponse>, Status> {
+        let caller = self.caller(&request, "node.unregister", AGENTS).await?;
+        let request = request.into_inner();
+        let names = services(request.services.iter().map(String::as_str))?;
+        let names: BTreeSet<ServiceName> = names.into_iter().collect();
+        let now = (self.shared.now)();
+        let agent = caller.agent()?;
+        let gone = self
+            .shared
+            .store
+            .unregister(agent, request.generation, &names, now)
+            .await;
+        gone.map_err(|error| status(&error))?;
+        self.shared.views.poke();
+        Ok(Response::new(proto::UnregisterResponse {}))
+    }
+
+    async fn report(
+        &self,
+        request: Request<proto::ReportRequest>,
+    ) -> Result<Response<proto::ReportResponse>, Status> {
+        let caller = self.caller(&request, "node.report", NODES).await?;
+        let request = request.into_inner();
+        let now = (self.shared.now)();
+        let mut acts: BTreeMap<TenantName, Vec<Act>> = BTreeMap::new();
+        for row in request.decisions {
+            let mut row = DecisionRow::try_from(row).map_err(bad)?;
+            // An agent speaks for its own tenant, whatever it wrote.
+            if let Some(agent) = caller.identity.agent() {
+                row.tenant = agent.tenant.clone();
+            }
+            let act = decision(&caller, &row, now);
+            acts.entry(row.tenant).or_default().push(act);
+        }
+        let known = self.shared.views.tenants();
+        for (tenant, acts) in acts.iter().filter(|(tenant, _)| known.contains(tenant)) {
+            self.record(Some(tenant), acts).await?;
+        }
+        let told = addresses(&request.addresses)?;
+        let told = (!told.is_empty()).then_some(told.as_slice());
+        let principal = &caller.identity.id.principal;
+        let seen = self.shared.store.seen(principal, told, now).await;
+        seen.map_err(|error| status(&error))?;
+        Ok(Response::new(proto::ReportResponse {}))
+    }
+}
+
+/// The row keeps the controller's time; the node's own clock stands beside it.
+fn decision(caller: &Caller, row: &DecisionRow, now: Timestamp) -> Act {
+    let actor = &caller.identity.id.principal;
+    Act::done(now, actor, "flow.open", &row.service)
+        .refused(row.reason)
+        .with(json!({
+            "caller": row.caller, "rule": row.rule, "count": row.count, "at": row.at,
+        }))
+}
+
+/// What a watcher has of a tenant.
+#[derive(Debug, Clone, Copy)]
+enum Has {
+    /// It says so; whether the head is the newest is not known.
+    Claimed(ViewVersion),
+    /// We sent it.
+    Sent(Mark),
+}
+
+impl Has {
+    fn mark(self) -> Mark {
+        match self {
+            // No head is of this time, so the newest head is sent once even when the version fits.
+            Self::Claimed(version) => Mark {
+                version,
+                issued_at: Timestamp::MIN,
+            },
+            Self::Sent(mark) => mark,
+        }
+    }
+}
+
+/// One open watch.
+struct Watcher {
+    service: NodeService,
+    caller: Caller,
+    news: tokio::sync::watch::Receiver<u64>,
+    has: BTreeMap<TenantName, Has>,
+    has_trust: bool,
+    has_ended: bool,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        if let Principal::Relay(relay) = &self.caller.identity.id.principal {
+            let mut watching = self.service.shared.watching.lock();
+            if let Some(count) = watching.get_mut(relay) {
+                *count -= 1;
+                if *count == 0 {
+                    watching.remove(relay);
+                }
+            }
+        }
+    }
+}
+
+impl Watcher {
+    fn new(service: NodeService, caller: Caller, has: BTreeMap<TenantName, Has>) -> Self {
+        if let Principal::Relay(relay) = &caller.identity.id.principal {
+            *service
+                .shared
+                .watching
+                .lock()
+                .entry(relay.clone())
+                .or_default() += 1;
+        }
+        Self {
+            news: service.shared.views.news(),
+            service,
+            caller,
+            has,
+            has_trust: false,
+            has_ended: false,
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<proto::WatchEvent, Status>> {
+        if self.has_ended {
+            return None;
+        }
+        if !self.has_trust {
+            self.has_trust = true;
+            let trust = self.service.shared.authority.trust().clone();
+            return Some(Ok((&WatchEvent::Trust(trust)).into()));
+        }
+        loop {
+            // Before the look, so that what comes during it wakes us again.
+            self.news.borrow_and_update();
+            let admitted = self.service.admit(&self.caller.identity, NODES).await;
+            if let Err((code, reason)) = admitted {
+                self.has_ended = true;
+                return Some(Err(refuse(code, reason)));
+            }
+            if let Some(event) = self.step() {
+                return Some(Ok((&event).into()));
+            }
+            self.wait().await?;
+        }
+    }
+
+    fn step(&mut self) -> Option<WatchEvent> {
+        let views = &self.service.shared.views;
+        let mut tenants = views.tenants();
+        tenants.retain(|tenant| self.caller.may_see(tenant));
+        for tenant in tenants {
+            let have = self.has.get(&tenant).map(|has| has.mark());
+            if let Some((mark, event)) = views.step(&tenant, have) {
+                self.has.insert(tenant, Has::Sent(mark));
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    /// Until there is news or the certificate ends; nothing when the controller stops.
+    async fn wait(&mut self) -> Option<()> {
+        let left = self
+            .caller
+            .identity
+            .not_after
+            .duration_since((self.service.shared.now)());
+        let left = left.unsigned_abs(); // admitted just before, so it is not over
+        tokio::select! {
+            biased; // a stopping controller ends its watches
+            () = self.service.spawner.stopping() => None,
+            changed = self.news.changed() => changed.ok(),
+            () = tokio::time::sleep(left) => Some(()),
+        }
+    }
+}
