@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::check::Failure;
-use super::world::{Outcome, run};
+use super::world::{Outcome, run, run_from_outside};
 use crate::stream::bug::{Bug, plant};
 
 // Failing seeds that were once found; replayed for ever.
@@ -120,10 +120,14 @@ fn a_thousand_seeds_are_clean_without_a_planted_defect() {
 fn finds(bug: Bug, expected: fn(&Failure) -> bool) {
     plant(Some(bug));
     let found = (0..BANK).find_map(|seed| run(seed).err().map(|failure| (seed, failure)));
+    let outside =
+        (0..BANK).find_map(|seed| run_from_outside(seed).err().map(|failure| (seed, failure)));
     plant(None);
     let (seed, failure) = found.unwrap_or_else(|| panic!("{bug:?} stays hidden"));
     eprintln!("{bug:?} is found at seed {seed}: {failure}");
     assert!(expected(&failure), "{bug:?} shows as {failure}");
+    let (seed, failure) = outside.unwrap_or_else(|| panic!("{bug:?} does no harm"));
+    eprintln!("{bug:?} is found from outside at seed {seed}: {failure}");
 }
 
 #[test]
