@@ -7,11 +7,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sealock_core::address::HostPort;
 use sealock_core::fact::{Facts, Source};
 use sealock_core::identity::AgentId;
 use sealock_core::name::{ServiceName, TenantName};
 use sealock_core::policy::RuleId;
 use sealock_core::reason::Reason;
+use sealock_net::link::Link;
+use sealock_net::node_api::DecisionRow;
 use tokio::sync::Notify;
 
 /// What a hop decided about a flow.
@@ -115,5 +118,51 @@ impl Audit {
                 queue.decisions.push_front(decision);
             }
         }
+    }
+}
+
+/// How many decisions one report holds: about 20 KiB.
+const BATCH: usize = 128;
+const PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Delivers decisions to the controller, until dropped; keeps them while it is away. A relay also says where it is
+/// reached, at once and with every report.
+pub async fn deliver(audit: &Audit, link: &Link, addresses: &[HostPort]) {
+    if !addresses.is_empty() {
+        while let Err(error) = link.client().report(&[], addresses).await {
+            tracing::debug!(err = %error, "the relay's addresses could not be told");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    loop {
+        let (decisions, dropped) = audit.take(BATCH).await;
+        if dropped > 0 {
+            tracing::warn!(
+                dropped,
+                "decisions were dropped before they could be recorded"
+            );
+        }
+        let rows: Vec<DecisionRow> = decisions.iter().map(row).collect();
+        if let Err(error) = link.client().report(&rows, addresses).await {
+            tracing::debug!(err = %error, "decisions wait for the controller");
+            audit.put_back(decisions);
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+fn row(decision: &Decision) -> DecisionRow {
+    DecisionRow {
+        at: decision.at,
+        tenant: decision.tenant.clone(),
+        caller: decision.caller.name.to_string(),
+        service: decision.service.to_string(),
+        reason: decision.reason,
+        rule: decision
+            .rule
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        count: 1,
     }
 }

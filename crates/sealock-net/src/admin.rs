@@ -25,7 +25,9 @@ pub enum AdminError {
     #[error("the admin address {0} is not a loopback address; hint: use 127.0.0.1, or \"off\"")]
     NotLoopback(SocketAddr),
     /// The operating system refuses the address.
-    #[error("the admin address {address} cannot be used; hint: is another role using it? set [admin] listen")]
+    #[error(
+        "the admin address {address} cannot be used; hint: is another role using it? set [admin] listen"
+    )]
     Bind {
         /// The address.
         address: SocketAddr,
@@ -77,7 +79,11 @@ async fn metrics(registry: Arc<Registry>) -> Response {
 
 async fn ready(readiness: Readiness) -> Response {
     let missing = readiness();
-    let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if missing.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let body = serde_json::json!({ "ready": missing.is_empty(), "waiting_for": missing });
     (status, axum::Json(body)).into_response()
 }

@@ -59,7 +59,12 @@ impl EndToEnd {
     #[must_use]
     pub fn new(identity: IdentityStore, trust: TrustStore, tasks: Spawner) -> Self {
         let server = tls::e2e_server(&identity, &trust, None);
-        Self { identity, trust, server, tasks }
+        Self {
+            identity,
+            trust,
+            server,
+            tasks,
+        }
     }
 
     /// Proves both sides to each other over a leg that the caller opened, asks for the service, and waits for the
@@ -73,7 +78,11 @@ impl EndToEnd {
         call: Call,
         early: impl FnOnce() -> Bytes,
     ) -> Result<(SealedReader, SealedWriter), Reason> {
-        let Call { stream, service, providers } = call;
+        let Call {
+            stream,
+            service,
+            providers,
+        } = call;
         let config = tls::e2e_client(&self.identity, &self.trust, &providers, None);
         let tls = record::client(config, stream)?;
         let halves = stream::start(Role::Opener, leg, &self.tasks);
@@ -104,7 +113,13 @@ impl EndToEnd {
             let name = reader.take(length.into()).await?;
             let name = std::str::from_utf8(&name).map_err(|_| Reason::ProtocolViolation)?;
             let service = name.parse().map_err(|_| Reason::ProtocolViolation)?;
-            Ok(Caller { agent, peer, service, reader, writer })
+            Ok(Caller {
+                agent,
+                peer,
+                service,
+                reader,
+                writer,
+            })
         };
         tokio::time::timeout(HANDSHAKE_DEADLINE, talk)
             .await

@@ -5,6 +5,7 @@
 //! moment. A refusal that trying again cannot change slows the attempts down to a trickle and is shown as the state.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,10 +80,21 @@ pub enum State {
     Up(Session),
 }
 
+/// What a session is at, where, and since when.
+#[derive(Debug, Clone)]
+pub struct SessionStatus {
+    /// What it is at.
+    pub state: State,
+    /// The relay that it is with, or that was tried last.
+    pub relay: HostPort,
+    /// Since when.
+    pub since: jiff::Timestamp,
+}
+
 /// The sessions of an agent, as others see them.
 #[derive(Debug, Clone)]
 pub struct Sessions {
-    state: watch::Receiver<State>,
+    state: watch::Receiver<SessionStatus>,
 }
 
 impl Sessions {
@@ -93,7 +105,7 @@ impl Sessions {
     pub async fn current(&self) -> Session {
         let mut state = self.state.clone();
         loop {
-            if let State::Up(session) = &*state.borrow_and_update() {
+            if let State::Up(session) = &state.borrow_and_update().state {
                 return session.clone();
             }
             if state.changed().await.is_err() {
@@ -106,6 +118,12 @@ impl Sessions {
     /// What the session is at.
     #[must_use]
     pub fn state(&self) -> State {
+        self.state.borrow().state.clone()
+    }
+
+    /// What the session is at, where, and since when.
+    #[must_use]
+    pub fn status(&self) -> SessionStatus {
         self.state.borrow().clone()
     }
 
@@ -149,8 +167,14 @@ pub struct SessionConfig {
 /// Begins to keep a session, and says how to get at it.
 #[must_use]
 pub fn maintain(config: SessionConfig) -> (Sessions, impl Future<Output = ()> + Send + 'static) {
-    let (publish, state) = watch::channel(State::Connecting { last: None });
-    (Sessions { state }, keep(config, publish))
+    // A configuration without relays never gets anywhere; `sealock` refuses it before.
+    let first = config.relays.first().cloned();
+    let (publish, state) = watch::channel(SessionStatus {
+        state: State::Connecting { last: None },
+        relay: first.unwrap_or_else(|| HostPort::from(SocketAddr::from(([0, 0, 0, 0], 0)))),
+        since: jiff::Timestamp::now(),
+    });
+    (Sessions { state }, keep(config, Publisher(publish)))
 }
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100); // a relay restart takes less than a second
@@ -158,13 +182,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const HOPELESS_PAUSE: Duration = Duration::from_secs(60); // where only a person can help
 const STABLE: Duration = Duration::from_secs(10); // a session that lived so long starts the back-off anew
 
-async fn keep(mut config: SessionConfig, publish: watch::Sender<State>) {
+/// Tells the state; the time stays while nothing but the reason changes.
+struct Publisher(watch::Sender<SessionStatus>);
+
+impl Publisher {
+    fn set(&self, relay: &HostPort, state: State) {
+        self.0.send_modify(|status| {
+            let was_up = matches!(status.state, State::Up(_));
+            if was_up != matches!(state, State::Up(_)) {
+                status.since = jiff::Timestamp::now();
+            }
+            status.relay = relay.clone();
+            status.state = state;
+        });
+    }
+}
+
+async fn keep(mut config: SessionConfig, publish: Publisher) {
     let mut pause = FIRST_PAUSE;
     loop {
         for relay in config.relays.clone() {
             let began = Instant::now();
             let reason = one(&mut config, &relay, &publish).await;
-            publish.send_replace(State::Connecting { last: Some(reason) });
+            publish.set(&relay, State::Connecting { last: Some(reason) });
             if began.elapsed() > STABLE {
                 pause = FIRST_PAUSE;
             }
@@ -197,11 +237,7 @@ fn report(relay: &HostPort, reason: Reason) {
 }
 
 /// Makes one session and keeps it until it ends; says why it did.
-async fn one(
-    config: &mut SessionConfig,
-    relay: &HostPort,
-    publish: &watch::Sender<State>,
-) -> Reason {
+async fn one(config: &mut SessionConfig, relay: &HostPort, publish: &Publisher) -> Reason {
     let connection = match config.dialer.dial(relay).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -217,7 +253,7 @@ async fn one(
                 connection: connection.clone(),
                 number,
             };
-            publish.send_replace(State::Up(session));
+            publish.set(relay, State::Up(session));
             control.run(config, &connection, &scope).await
         }
         Err(reason) => reason,

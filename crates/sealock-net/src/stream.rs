@@ -28,7 +28,15 @@ pub fn start(role: Role, leg: BiStream, tasks: &Spawner) -> (StreamReader, Strea
         writable: Notify::new(),
     });
     tasks.spawn("stream", driver::run(Arc::clone(&shared), role, leg));
-    (StreamReader { shared: Arc::clone(&shared) }, StreamWriter { shared, ended: false })
+    (
+        StreamReader {
+            shared: Arc::clone(&shared),
+        },
+        StreamWriter {
+            shared,
+            ended: false,
+        },
+    )
 }
 
 fn config() -> StreamConfig {
@@ -116,7 +124,12 @@ impl StreamWriter {
     /// Not safe: part of the bytes may have been taken.
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), Reason> {
         while !bytes.is_empty() {
-            let taken = self.shared.machine.lock().write(&mut bytes).map_err(reason_of)?;
+            let taken = self
+                .shared
+                .machine
+                .lock()
+                .write(&mut bytes)
+                .map_err(reason_of)?;
             if taken > 0 {
                 self.shared.driver.notify_one();
             } else {

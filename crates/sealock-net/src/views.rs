@@ -61,7 +61,11 @@ impl ViewStore {
     ///
     /// # Errors
     /// When the directory is not private to this user.
-    pub fn open(trust: TrustStore, dir: PathBuf, max_age: Duration) -> Result<Self, files::FileError> {
+    pub fn open(
+        trust: TrustStore,
+        dir: PathBuf,
+        max_age: Duration,
+    ) -> Result<Self, files::FileError> {
         files::ensure_private_dir(&dir)?;
         let (changes, _) = watch::channel(0);
         let inner = Inner {
@@ -72,15 +76,22 @@ impl ViewStore {
             signed: Mutex::default(),
             changes,
         };
-        let store = Self { inner: Arc::new(inner) };
+        let store = Self {
+            inner: Arc::new(inner),
+        };
         store.load();
         Ok(store)
     }
 
     fn load(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.inner.dir) else { return };
+        let Ok(entries) = std::fs::read_dir(&self.inner.dir) else {
+            return;
+        };
         for path in entries.flatten().map(|entry| entry.path()) {
-            if path.extension().is_some_and(|extension| extension == "json") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
                 self.load_file(&path);
             }
         }
@@ -92,7 +103,8 @@ impl ViewStore {
             serde_json::from_slice::<SignedView>(&bytes).map_err(|error| error.to_string())
         });
         let taken = parsed.and_then(|signed| {
-            self.take(signed, Keep::InMemory).map_err(|error| error.to_string())
+            self.take(signed, Keep::InMemory)
+                .map_err(|error| error.to_string())
         });
         if let Err(error) = taken {
             let aside = path.with_extension("rejected");
@@ -109,7 +121,10 @@ impl ViewStore {
         let views = self.inner.views.load();
         let view = views.get(tenant).ok_or(Reason::NoPolicy)?;
         let age = jiff::Timestamp::now().duration_since(view.head.issued_at);
-        if age > jiff::SignedDuration::try_from(self.inner.max_age).unwrap_or(jiff::SignedDuration::MAX) {
+        if age
+            > jiff::SignedDuration::try_from(self.inner.max_age)
+                .unwrap_or(jiff::SignedDuration::MAX)
+        {
             return Err(Reason::PolicyStale);
         }
         Ok(Arc::clone(view))
@@ -118,7 +133,12 @@ impl ViewStore {
     /// Which versions are held.
     #[must_use]
     pub fn versions(&self) -> BTreeMap<TenantName, ViewVersion> {
-        self.inner.views.load().iter().map(|(tenant, view)| (tenant.clone(), view.head.version)).collect()
+        self.inner
+            .views
+            .load()
+            .iter()
+            .map(|(tenant, view)| (tenant.clone(), view.head.version))
+            .collect()
     }
 
     /// Tells of every change from here on.
@@ -139,7 +159,12 @@ impl ViewStore {
     ///
     /// # Errors
     /// When it is to another version than the one that is held, or the outcome cannot be verified.
-    pub fn apply(&self, head: SignedHead, from: ViewVersion, delta: Delta) -> Result<(), TakeError> {
+    pub fn apply(
+        &self,
+        head: SignedHead,
+        from: ViewVersion,
+        delta: Delta,
+    ) -> Result<(), TakeError> {
         let base = self.inner.signed.lock().get(&head.head.tenant).cloned();
         let mut signed = base
             .filter(|base| base.head.head.version == from)
@@ -157,7 +182,10 @@ impl ViewStore {
         if let Some(held) = all.get(&tenant).map(|held| held.head.head.version)
             && view.head.version < held
         {
-            return Err(TakeError::Older { offered: view.head.version, held });
+            return Err(TakeError::Older {
+                offered: view.head.version,
+                held,
+            });
         }
         if matches!(keep, Keep::OnDisk) {
             self.keep(&tenant, &signed);

@@ -9,6 +9,8 @@ mod controller;
 mod directory;
 mod judge;
 
+mod relay;
 mod session;
 
 pub use directory::{Directory, SessionSummary};
+pub use relay::{RelayConfig, RelayHandle, StartError, start};

@@ -1,0 +1,271 @@
+//! Starts a relay from what it needs, and keeps it until its handle is stopped.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use sealock_core::address::HostPort;
+use sealock_core::identity::SpiffeId;
+use sealock_core::reason::Reason;
+use sealock_flow::audit::{self, Audit};
+use sealock_flow::hop::Hop;
+use sealock_flow::live::LiveFlows;
+use sealock_flow::meter::Meter;
+use sealock_net::admin::{self, AdminError};
+use sealock_net::files::FileError;
+use sealock_net::identity::{IdentityDir, IdentityStore, LoadError, TrustStore};
+use sealock_net::join::dial_controller;
+use sealock_net::link::Link;
+use sealock_net::node_api::NodeClient;
+use sealock_net::task::Scope;
+use sealock_net::tls;
+use sealock_net::transport::admission::{PreAuthBudget, PreAuthLimits};
+use sealock_net::transport::{Endpoint, KeysError, Settings, TransportKeys};
+use sealock_net::views::ViewStore;
+
+use crate::admit;
+use crate::controller::ControllerWay;
+use crate::directory::Directory;
+use crate::judge::{self, RelayJudge};
+use crate::session::Shared;
+
+/// What a relay needs.
+#[derive(Debug, Clone)]
+pub struct RelayConfig {
+    /// Its state: identity, transport keys, views.
+    pub dir: PathBuf,
+    /// Where agents reach it, as it listens.
+    pub listen: SocketAddr,
+    /// Where agents reach it, as they are told.
+    pub advertise: Vec<HostPort>,
+    /// Where the controller is.
+    pub controller: HostPort,
+    /// How old a view may be and still allow anything.
+    pub max_policy_age: Duration,
+    /// How many agents may be connected.
+    pub max_sessions: usize,
+    /// How many streams an agent may have open.
+    pub max_streams_per_session: u32,
+    /// Where metrics and health are served.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Why a relay does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It has not joined.
+    #[error("this relay has no identity in {}; hint: `sealock token create --role relay` on the controller, then `sealock relay --token SLK1-…`", .0.display())]
+    NotJoined(PathBuf),
+    /// Its identity cannot be read.
+    #[error("the relay's identity cannot be used")]
+    Identity(#[from] LoadError),
+    /// Its state directory cannot be used.
+    #[error("the relay's state cannot be used")]
+    State(#[from] FileError),
+    /// Its transport keys cannot be used.
+    #[error("the relay's transport keys cannot be used")]
+    Keys(#[from] KeysError),
+    /// The address cannot be listened at.
+    #[error(
+        "cannot listen at UDP {address}; hint: is another relay running? choose another with --listen"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The admin address cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+/// A relay that runs.
+#[derive(Debug)]
+pub struct RelayHandle {
+    /// Who it is.
+    pub id: SpiffeId,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where metrics and health are served.
+    pub admin: Option<SocketAddr>,
+    /// Who is connected.
+    pub directory: Directory,
+    /// What flows through it.
+    pub live: LiveFlows,
+    views: ViewStore,
+    endpoint: Endpoint,
+    scope: Scope,
+}
+
+/// How many flows a relay carries at once.
+const FLOWS_LIMIT: usize = 100_000; // × 8 KiB of memory an idle one
+
+/// Starts a relay; must be called within the runtime.
+///
+/// # Errors
+/// When its state is not usable or an address is taken.
+pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
+    let dir = IdentityDir::open(&config.dir)?;
+    let (Some(svid), Some(trust)) = (dir.load_svid()?, dir.load_trust()?) else {
+        return Err(StartError::NotJoined(config.dir));
+    };
+    let id = svid.id().clone();
+    let (identity, trust) = (IdentityStore::new(svid), TrustStore::new(trust));
+    let views = ViewStore::open(
+        trust.clone(),
+        config.dir.join("views"),
+        config.max_policy_age,
+    )?;
+    let endpoint = listen(&config, &identity, &trust)?;
+    let scope = Scope::new("relay");
+    let link = link(&config, &identity, &trust, dir);
+    let directory = Directory::new(config.max_sessions);
+    let live = LiveFlows::new(FLOWS_LIMIT);
+    let audit = Audit::new();
+    let mut registry = Registry::with_prefix("sealock_relay");
+    let hop = Hop {
+        judge: Arc::new(RelayJudge {
+            views: views.clone(),
+            directory: directory.clone(),
+        }),
+        live: live.clone(),
+        audit: audit.clone(),
+        meter: Meter::registered(&mut registry),
+    };
+    let shared = Shared {
+        hop: hop.clone(),
+        directory: directory.clone(),
+        views: views.clone(),
+        controller: ControllerWay::new(config.controller.clone()),
+        tasks: scope.spawner(),
+    };
+    let budget = PreAuthBudget::new(PreAuthLimits::default());
+    scope.spawn("accept", admit::serve(endpoint.clone(), budget, shared));
+    scope.spawn(
+        "policy",
+        follow_policy(hop, directory.clone(), views.clone()),
+    );
+    spawn_link(&scope, &link, &views, audit, config.advertise.clone());
+    let admin = serve_admin(&config, registry, &directory, &views, &scope).await?;
+    let listen = endpoint.local_addr().unwrap_or(config.listen);
+    tracing::info!(%listen, %id, "relay ready");
+    Ok(RelayHandle {
+        id,
+        listen,
+        admin,
+        directory,
+        live,
+        views,
+        endpoint,
+        scope,
+    })
+}
+
+fn listen(
+    config: &RelayConfig,
+    identity: &IdentityStore,
+    trust: &TrustStore,
+) -> Result<Endpoint, StartError> {
+    let keys = TransportKeys::load_or_create(&config.dir.join("transport.json"))?;
+    let settings = Settings {
+        streams: config.max_streams_per_session,
+        ..Settings::default()
+    };
+    let tls = tls::relay_listener(identity, trust);
+    Endpoint::server(config.listen, tls, settings, &keys).map_err(|source| StartError::Listen {
+        address: config.listen,
+        source,
+    })
+}
+
+fn link(
+    config: &RelayConfig,
+    identity: &IdentityStore,
+    trust: &TrustStore,
+    dir: IdentityDir,
+) -> Link {
+    let controller = config.controller.clone();
+    let make = move |tls| {
+        let controller = controller.clone();
+        NodeClient::new(tls, move || dial_controller(controller.clone()))
+    };
+    Link::new(Arc::new(make), identity.clone(), trust.clone(), Some(dir))
+}
+
+fn spawn_link(
+    scope: &Scope,
+    link: &Link,
+    views: &ViewStore,
+    audit: Audit,
+    addresses: Vec<HostPort>,
+) {
+    let (watcher, views) = (link.clone(), views.clone());
+    scope.spawn("views", async move { watcher.keep_views(&views).await });
+    let renewer = link.clone();
+    scope.spawn("renewal", async move { renewer.keep_identity().await });
+    let reporter = link.clone();
+    scope.spawn("audit", async move {
+        audit::deliver(&audit, &reporter, &addresses).await
+    });
+}
+
+/// On every change of a view: flows and sessions that it no longer allows end.
+async fn follow_policy(hop: Hop, directory: Directory, views: ViewStore) {
+    let mut changes = views.changes();
+    while changes.changed().await.is_ok() {
+        directory.sweep(|agent, peer| judge::admits(&views, agent, peer));
+        hop.rejudge();
+    }
+}
+
+async fn serve_admin(
+    config: &RelayConfig,
+    mut registry: Registry,
+    directory: &Directory,
+    views: &ViewStore,
+    scope: &Scope,
+) -> Result<Option<SocketAddr>, AdminError> {
+    let Some(address) = config.admin else {
+        return Ok(None);
+    };
+    let agents: Gauge = Gauge::default();
+    registry.register(
+        "agents_connected",
+        "Agents that have a session",
+        agents.clone(),
+    );
+    let (counted, known) = (directory.clone(), views.clone());
+    let readiness = move || {
+        agents.set(i64::try_from(counted.agents()).unwrap_or(i64::MAX));
+        if known.versions().is_empty() {
+            vec!["a view from the controller"]
+        } else {
+            Vec::new()
+        }
+    };
+    admin::serve(address, registry, Arc::new(readiness), &scope.spawner())
+        .await
+        .map(Some)
+}
+
+/// How long flows may go on after the relay was asked to stop.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+impl RelayHandle {
+    /// Whether the relay has a view of any tenant, so that it can allow anything.
+    #[must_use]
+    pub fn has_views(&self) -> bool {
+        !self.views.versions().is_empty()
+    }
+
+    /// Stops: agents are told, so that they go elsewhere at once.
+    pub async fn stop(self) {
+        self.endpoint.close(Reason::Draining);
+        self.endpoint.wait_idle().await;
+        self.scope.shutdown(STOP_GRACE).await;
+    }
+}

@@ -63,7 +63,9 @@ impl Tls {
     fn take_in(&mut self, bytes: &mut Bytes) -> Result<(), Reason> {
         while !bytes.is_empty() {
             let mut rest: &[u8] = bytes;
-            let Ok(taken) = self.connection.read_tls(&mut rest) else { return Ok(()) };
+            let Ok(taken) = self.connection.read_tls(&mut rest) else {
+                return Ok(());
+            };
             bytes.advance(taken);
             let state = self.connection.process_new_packets();
             let state = state.map_err(|error| reason_of(&error, self.stream))?;
@@ -108,7 +110,13 @@ pub(super) async fn handshake(
                 ciphertext: rest,
                 plaintext: Bytes::new(),
             };
-            Ok((reader, SealedWriter { tls: shared, stream: writer }))
+            Ok((
+                reader,
+                SealedWriter {
+                    tls: shared,
+                    stream: writer,
+                },
+            ))
         }
         Err(reason) => {
             // The alert tells the peer's TLS, the reset its stream.
@@ -185,8 +193,12 @@ impl SealedReader {
                     let length = part.len();
                     plain.consume(length);
                 }
-                Ok(_) | Err(_) if !bytes.is_empty() => return Ok(Decrypted::Plaintext(bytes.freeze())),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(Decrypted::Hungry),
+                Ok(_) | Err(_) if !bytes.is_empty() => {
+                    return Ok(Decrypted::Plaintext(bytes.freeze()));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    return Ok(Decrypted::Hungry);
+                }
                 Ok(_) | Err(_) => return Err(Reason::Truncated),
             }
         }
@@ -244,7 +256,10 @@ impl SealedWriter {
         let records = plaintext.len() / RECORD + 1;
         let ciphertext = {
             let mut tls = self.tls.lock();
-            tls.connection.writer().write_all(&plaintext).map_err(|_| Reason::Internal)?;
+            tls.connection
+                .writer()
+                .write_all(&plaintext)
+                .map_err(|_| Reason::Internal)?;
             tls.give_out(plaintext.len() + records * RECORD_OVERHEAD)
         };
         self.stream.write(ciphertext).await

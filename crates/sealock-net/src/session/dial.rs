@@ -50,13 +50,19 @@ impl Dialer {
     /// For sessions, with this identity.
     #[must_use]
     pub fn for_sessions(endpoint: Endpoint, identity: &IdentityStore, trust: &TrustStore) -> Self {
-        Self { endpoint, tls: tls::relay_client(identity, trust) }
+        Self {
+            endpoint,
+            tls: tls::relay_client(identity, trust),
+        }
     }
 
     /// For a node that joins: it has no certificate, and judges by the pin of its token.
     #[must_use]
     pub fn for_joining(endpoint: Endpoint, pin: CaPin) -> Self {
-        Self { endpoint, tls: tls::join_relay_client(pin) }
+        Self {
+            endpoint,
+            tls: tls::join_relay_client(pin),
+        }
     }
 
     /// Connects to a relay.
@@ -70,7 +76,11 @@ impl Dialer {
         let mut last = DialError::NoAddress(relay.clone());
         for address in addresses(relay).await {
             let deadline = Instant::now() + ADDRESS_DEADLINE;
-            match self.endpoint.connect(address, Arc::clone(&self.tls), deadline).await {
+            match self
+                .endpoint
+                .connect(address, Arc::clone(&self.tls), deadline)
+                .await
+            {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = error.into(),
             }

@@ -19,7 +19,10 @@ const CHUNK: usize = 128 * 1024;
 
 /// Runs a stream on its leg until the peer needs nothing more of it.
 pub(super) async fn run(shared: Arc<Shared>, role: Role, leg: BiStream) {
-    let BiStream { recv: mut reader, send: writer } = leg;
+    let BiStream {
+        recv: mut reader,
+        send: writer,
+    } = leg;
     let begun = match role {
         Role::Opener => open(&shared, &mut reader, writer).await,
         Role::Accepter => accept(&shared, &mut reader, writer).await,
@@ -44,7 +47,11 @@ async fn open<'a>(
     reader: &mut RecvHalf,
     writer: SendHalf,
 ) -> Result<Driver<'a>, Reason> {
-    let epoch = shared.machine.lock().attach(Instant::now(), None).map_err(|_| Reason::Internal)?;
+    let epoch = shared
+        .machine
+        .lock()
+        .attach(Instant::now(), None)
+        .map_err(|_| Reason::Internal)?;
     let mut driver = Driver::new(shared, writer, epoch);
     let answer = {
         let answer = message::read(reader);
@@ -108,7 +115,14 @@ struct Driver<'a> {
 impl<'a> Driver<'a> {
     fn new(shared: &'a Shared, writer: SendHalf, epoch: Epoch) -> Self {
         let decoder = Decoder::new();
-        Self { shared, writer, epoch, decoder, outbox: Outbox::default(), released: false }
+        Self {
+            shared,
+            writer,
+            epoch,
+            decoder,
+            outbox: Outbox::default(),
+            released: false,
+        }
     }
 
     /// Carries the stream over the leg. Returns why the leg is of no more use, or nothing when the stream is over.
@@ -171,7 +185,9 @@ impl<'a> Driver<'a> {
         }
         let mut size = self.outbox.size();
         while size < BATCH {
-            let Some(frame) = machine.poll_frame() else { break };
+            let Some(frame) = machine.poll_frame() else {
+                break;
+            };
             self.outbox.push(frame);
             size = self.outbox.size();
         }

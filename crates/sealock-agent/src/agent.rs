@@ -1,0 +1,453 @@
+//! Starts an agent from what it needs, and keeps it until its handle is stopped.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use sealock_core::address::{HostPort, Target};
+use sealock_core::fact::{Fact, Facts, Source};
+use sealock_core::identity::{AgentId, SpiffeId};
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_flow::audit::{self, Audit};
+use sealock_flow::hop::{self, Hop};
+use sealock_flow::inlet;
+use sealock_flow::live::LiveFlows;
+use sealock_flow::meter::Meter;
+use sealock_flow::outlet::session::ServiceOutlet;
+use sealock_net::admin::{self, AdminError};
+use sealock_net::e2e::EndToEnd;
+use sealock_net::files::{self, FileError};
+use sealock_net::identity::{IdentityDir, IdentityStore, LoadError, Svid, Trust, TrustStore};
+use sealock_net::link::Link;
+use sealock_net::node_api::NodeClient;
+use sealock_net::session::{self, Dialer, SessionConfig, Sessions, State};
+use sealock_net::task::Scope;
+use sealock_net::transport::{Endpoint, Settings};
+use sealock_net::unix::{BindError, PrivateListener};
+use sealock_net::views::ViewStore;
+use sealock_proto::wire::SessionKind;
+use tokio::sync::mpsc;
+
+use crate::control;
+use crate::judge::{CallerJudge, ProviderJudge};
+use crate::listeners::{ListenError, Listeners};
+use crate::offers::{self, Offers};
+use crate::provide;
+
+/// What an agent needs.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Its state: identity, views, where its relays are.
+    pub dir: PathBuf,
+    /// The relays, tried in turn.
+    pub relays: Vec<HostPort>,
+    /// Whether it offers services too, or only opens them.
+    pub kind: SessionKind,
+    /// How old a view may be and still allow anything.
+    pub max_policy_age: Duration,
+    /// Where its control socket is, when it has one.
+    pub socket: Option<PathBuf>,
+    /// Where metrics and health are served.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It has not joined.
+    #[error("this machine has not joined (no identity in {}); hint: `sealock token create` on the controller, then `sealock join SLK1-…` here", .0.display())]
+    NotJoined(PathBuf),
+    /// Its certificate has ended while it was away.
+    #[error(
+        "this machine's certificate ended at {ended}; hint: `sealock token create` on the controller, then `sealock join SLK1-…` here"
+    )]
+    Expired {
+        /// When.
+        ended: jiff::Timestamp,
+    },
+    /// Its identity is none of an agent.
+    #[error("the identity in {} belongs to {id}, which is no agent; hint: use another state directory", dir.display())]
+    NotAgent {
+        /// Where it is.
+        dir: PathBuf,
+        /// Whose it is.
+        id: SpiffeId,
+    },
+    /// Its identity cannot be read.
+    #[error("this machine's identity cannot be used")]
+    Identity(#[from] LoadError),
+    /// Its state directory cannot be used.
+    #[error("the state directory cannot be used")]
+    State(#[from] FileError),
+    /// The control socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] BindError),
+    /// No UDP socket.
+    #[error("no UDP socket can be opened")]
+    Udp(#[source] std::io::Error),
+    /// The admin address cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+/// What all parts of an agent share.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) me: AgentId,
+    pub(crate) id: SpiffeId,
+    pub(crate) identity: IdentityStore,
+    pub(crate) started: jiff::Timestamp,
+    pub(crate) sessions: Sessions,
+    pub(crate) views: ViewStore,
+    pub(crate) offers: Offers,
+    pub(crate) listeners: Listeners,
+    pub(crate) live: LiveFlows,
+    /// The pipe for what this agent opens.
+    pub(crate) caller: Hop,
+    pub(crate) flows: sealock_net::task::Spawner,
+}
+
+impl Parts {
+    /// What is known of a flow that this agent opens.
+    pub(crate) fn facts(&self, service: ServiceName) -> Facts {
+        Facts {
+            tenant: self.me.tenant.clone(),
+            caller: Fact::new(self.me.clone(), Source::Configured),
+            certificate: None,
+            service: Fact::new(service, Source::Configured),
+        }
+    }
+}
+
+/// An agent that runs.
+pub struct AgentHandle {
+    parts: Parts,
+    link: Link,
+    generation: u64,
+    endpoint: Endpoint,
+    scope: Scope,
+}
+
+impl std::fmt::Debug for AgentHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AgentHandle")
+            .field("id", &self.parts.id)
+            .finish_non_exhaustive()
+    }
+}
+
+const FLOWS_LIMIT: usize = 20_000; // × 12 KiB of memory an idle one
+const OFFERED_LIMIT: usize = 256;
+
+/// Starts an agent; must be called within the runtime.
+///
+/// # Errors
+/// When it has not joined, or its state or socket is not usable.
+pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
+    let dir = IdentityDir::open(&config.dir)?;
+    let (svid, trust) = load(&config, &dir)?;
+    let id = svid.id().clone();
+    let not_agent = || StartError::NotAgent {
+        dir: config.dir.clone(),
+        id: id.clone(),
+    };
+    let me = id.principal.as_agent().cloned().ok_or_else(not_agent)?;
+    let (identity, trust) = (IdentityStore::new(svid), TrustStore::new(trust));
+    let scope = Scope::new("agent");
+    let views = ViewStore::open(
+        trust.clone(),
+        config.dir.join("views"),
+        config.max_policy_age,
+    )?;
+    let endpoint = Endpoint::client(Settings::default()).map_err(StartError::Udp)?;
+    let offers = Offers::new();
+    let (offered_in, offered) = mpsc::channel(OFFERED_LIMIT);
+    let (sessions, keep_session) = session::maintain(SessionConfig {
+        relays: config.relays.clone(),
+        dialer: Dialer::for_sessions(endpoint.clone(), &identity, &trust),
+        instance: rand::random(),
+        kind: config.kind,
+        offers: offers.names(),
+        offered: offered_in,
+    });
+    scope.spawn("session", keep_session);
+
+    let owned = (config.kind == SessionKind::Full).then_some(dir);
+    let link = link(&sessions, &identity, &trust, owned);
+    let end_to_end = EndToEnd::new(identity.clone(), trust, scope.spawner());
+    let live = LiveFlows::new(FLOWS_LIMIT);
+    let mut registry = Registry::with_prefix("sealock_agent");
+    let hop = |judge| Hop {
+        judge,
+        live: live.clone(),
+        audit: Audit::new(),
+        meter: Meter::default(),
+    };
+    let outlet = ServiceOutlet::new(sessions.clone(), end_to_end.clone(), views.clone());
+    let mut caller = hop(Arc::new(CallerJudge {
+        views: views.clone(),
+        outlet: Arc::new(outlet),
+    }) as Arc<_>);
+    caller.meter = Meter::registered(registry.sub_registry_with_prefix("caller"));
+    let mut provider = hop(Arc::new(ProviderJudge {
+        views: views.clone(),
+        offers: offers.clone(),
+    }) as Arc<_>);
+    provider.meter = Meter::registered(registry.sub_registry_with_prefix("provider"));
+    provider.audit = caller.audit.clone();
+
+    let parts = Parts {
+        me: me.clone(),
+        id,
+        identity,
+        started: jiff::Timestamp::now(),
+        sessions,
+        views: views.clone(),
+        offers: offers.clone(),
+        listeners: Listeners::default(),
+        live,
+        caller: caller.clone(),
+        flows: scope.spawner(),
+    };
+    let provide = provide::serve(
+        offered,
+        me.name,
+        provider.clone(),
+        end_to_end,
+        scope.spawner(),
+    );
+    scope.spawn("provide", provide);
+    scope.spawn(
+        "policy",
+        follow_policy(caller.clone(), provider, views.clone(), offers.clone()),
+    );
+    let generation = spawn_link(&config, &scope, &link, &parts);
+    if let Some(path) = &config.socket {
+        let listener = PrivateListener::bind(path.clone())?;
+        control::serve(listener, parts.clone(), &scope);
+    }
+    if let Some(address) = config.admin {
+        serve_admin(address, registry, &parts, &scope).await?;
+    }
+    tracing::info!(id = %parts.id, "agent started");
+    Ok(AgentHandle {
+        parts,
+        link,
+        generation,
+        endpoint,
+        scope,
+    })
+}
+
+fn load(config: &AgentConfig, dir: &IdentityDir) -> Result<(Svid, Trust), StartError> {
+    let (Some(svid), Some(trust)) = (dir.load_svid()?, dir.load_trust()?) else {
+        return Err(StartError::NotJoined(config.dir.clone()));
+    };
+    let ended = svid.leaf().not_after;
+    if ended < jiff::Timestamp::now() {
+        return Err(StartError::Expired { ended });
+    }
+    Ok((svid, trust))
+}
+
+/// How long a call to the controller waits for a session.
+const SESSION_WAIT: Duration = Duration::from_secs(3);
+
+/// The agent reaches the controller through its relay, which passes on bytes that it cannot read.
+fn link(
+    sessions: &Sessions,
+    identity: &IdentityStore,
+    trust: &TrustStore,
+    dir: Option<IdentityDir>,
+) -> Link {
+    let sessions = sessions.clone();
+    let make = move |tls| {
+        let sessions = sessions.clone();
+        NodeClient::new(tls, move || {
+            let sessions = sessions.clone();
+            async move {
+                let session = tokio::time::timeout(SESSION_WAIT, sessions.current()).await;
+                let session =
+                    session.map_err(|_| std::io::Error::from(Reason::RelayUnreachable))?;
+                let stream = session
+                    .open_controller()
+                    .await
+                    .map_err(std::io::Error::from)?;
+                Ok(stream.into_io())
+            }
+        })
+    };
+    Link::new(Arc::new(make), identity.clone(), trust.clone(), dir)
+}
+
+/// On every change of the view, and of the offers, flows that are no longer allowed end.
+async fn follow_policy(caller: Hop, provider: Hop, views: ViewStore, offers: Offers) {
+    let (mut policy, mut names) = (views.changes(), offers.names());
+    loop {
+        let changed = tokio::select! {
+            changed = policy.changed() => changed.is_ok(),
+            changed = names.changed() => changed.is_ok(),
+        };
+        if !changed {
+            return;
+        }
+        caller.rejudge();
+        provider.rejudge();
+    }
+}
+
+fn spawn_link(config: &AgentConfig, scope: &Scope, link: &Link, parts: &Parts) -> u64 {
+    let (watcher, views) = (link.clone(), parts.views.clone());
+    scope.spawn("views", async move { watcher.keep_views(&views).await });
+    let renewer = link.clone();
+    scope.spawn("renewal", async move { renewer.keep_identity().await });
+    let (reporter, audit) = (link.clone(), parts.caller.audit.clone());
+    scope.spawn("audit", async move {
+        audit::deliver(&audit, &reporter, &[]).await
+    });
+    let generation = next_generation(&config.dir);
+    if config.kind == SessionKind::Full {
+        scope.spawn(
+            "register",
+            offers::register(parts.offers.clone(), link.clone(), generation),
+        );
+    }
+    generation
+}
+
+/// A number that grows with each start, also when the clock was set back.
+fn next_generation(dir: &std::path::Path) -> u64 {
+    let path = dir.join("generation");
+    let last = files::read_private(&path)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok());
+    let last: u64 = last.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    let clock = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+    let generation = clock.max(last + 1);
+    if let Err(error) = files::write_private(&path, generation.to_string().as_bytes()) {
+        tracing::warn!(err = %error, "the agent's generation could not be kept");
+    }
+    generation
+}
+
+async fn serve_admin(
+    address: SocketAddr,
+    registry: Registry,
+    parts: &Parts,
+    scope: &Scope,
+) -> Result<SocketAddr, AdminError> {
+    let (sessions, views) = (parts.sessions.clone(), parts.views.clone());
+    let readiness = move || {
+        let mut missing = Vec::new();
+        if !matches!(sessions.state(), State::Up(_)) {
+            missing.push("a session to a relay");
+        }
+        if views.versions().is_empty() {
+            missing.push("a view from the controller");
+        }
+        missing
+    };
+    admin::serve(address, registry, Arc::new(readiness), &scope.spawner()).await
+}
+
+/// How long flows may go on after the agent was asked to stop.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+impl AgentHandle {
+    /// Who it is.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.parts.id
+    }
+
+    /// Waits until the agent has a session and a view, so that it can open services.
+    ///
+    /// # Errors
+    /// The reason why the session is not there, when that is one which waiting cannot mend, or at the deadline.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn ready(&self, deadline: Duration) -> Result<(), Reason> {
+        let mut sessions = self.parts.sessions.clone();
+        let mut views = self.parts.views.changes();
+        let waiting = async {
+            loop {
+                match sessions.state() {
+                    State::Up(_) => break,
+                    State::Connecting { last: Some(reason) } if !reason.is_transient() => {
+                        return Err(reason);
+                    }
+                    State::Connecting { .. } => sessions.changed().await,
+                }
+            }
+            while self.parts.views.current(&self.parts.me.tenant).is_err() {
+                if views.changed().await.is_err() {
+                    return Err(Reason::Internal);
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(deadline, waiting)
+            .await
+            .unwrap_or_else(|_| Err(self.trouble()))
+    }
+
+    fn trouble(&self) -> Reason {
+        match self.parts.sessions.state() {
+            State::Up(_) => Reason::NoPolicy,
+            State::Connecting { last } => last.unwrap_or(Reason::RelayUnreachable),
+        }
+    }
+
+    /// Runs the program's own standard input and output as one flow to a service, and says how it ended.
+    pub async fn stdio(&self, service: ServiceName) -> Reason {
+        hop::run(
+            &self.parts.caller,
+            inlet::stdio::arrival(self.parts.facts(service)),
+        )
+        .await
+    }
+
+    /// Listens for a service until the agent stops; returns where.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub async fn connect(
+        &self,
+        service: ServiceName,
+        listen: &Target,
+    ) -> Result<Target, ListenError> {
+        let parts = &self.parts;
+        let (hop, facts) = (parts.caller.clone(), parts.facts(service));
+        let guard = parts
+            .listeners
+            .add(listen, true, hop, facts, parts.flows.clone())
+            .await?;
+        Ok(guard.listen.clone())
+    }
+
+    /// Offers a service until the agent stops; says whether the name was free in this agent.
+    #[must_use]
+    pub fn expose(
+        &self,
+        service: ServiceName,
+        target: Target,
+        labels: std::collections::BTreeMap<String, String>,
+    ) -> bool {
+        self.parts
+            .offers
+            .add(service, target, labels, true)
+            .is_some()
+    }
+
+    /// Stops: offers of passing requests are taken back, then the session ends.
+    pub async fn stop(self) {
+        offers::farewell(&self.parts.offers, &self.link, self.generation).await;
+        self.endpoint.close(Reason::Draining);
+        self.endpoint.wait_idle().await;
+        self.scope.shutdown(STOP_GRACE).await;
+    }
+}

@@ -1,0 +1,258 @@
+//! The running agent's own interface: `sealock status`, `expose` and `connect` talk to it over its control socket.
+
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream};
+use sealock_core::api::local::{
+    Connect, ConnectRequest, ConnectedRow, Event, Expose, ExposeRequest, ExposedRow, PolicyState,
+    SessionRow, Status, StatusResponse, Withdraw, WithdrawResponse,
+};
+use sealock_core::api::{ApiError, Method};
+use sealock_core::reason::Reason;
+use sealock_net::session::State;
+use sealock_net::task::Scope;
+use sealock_net::unix::{self, PrivateListener, Routes};
+use tokio::sync::watch;
+
+use crate::agent::Parts;
+use crate::listeners::ListenerGuard;
+use crate::offers::{OfferGuard, OfferState};
+
+/// Serves the interface until the scope ends.
+pub(crate) fn serve(listener: PrivateListener, parts: Parts, scope: &Scope) {
+    let (status, expose, connect) = (parts.clone(), parts.clone(), parts.clone());
+    let routes = Routes::new()
+        .method::<Status, _, _>(move |_caller, _request| {
+            let parts = status.clone();
+            async move { Ok(state_of(&parts)) }
+        })
+        .lines::<Expose, _, _, _>(move |_caller, request| {
+            let parts = expose.clone();
+            async move { expose_events(&parts, request) }
+        })
+        .lines::<Connect, _, _, _>(move |_caller, request| {
+            let parts = connect.clone();
+            async move { connect_events(&parts, request).await }
+        })
+        .method::<Withdraw, _, _>(move |_caller, request| {
+            let parts = parts.clone();
+            async move {
+                let offered = u64::from(parts.offers.remove(&request.service));
+                let ended = offered + parts.listeners.remove(&request.service);
+                Ok(WithdrawResponse { ended })
+            }
+        });
+    unix::serve_json(listener, routes.into_router(), scope);
+}
+
+fn state_of(parts: &Parts) -> StatusResponse {
+    let now = jiff::Timestamp::now();
+    let expires = parts
+        .identity
+        .current()
+        .map_or(now, |svid| svid.leaf().not_after);
+    let view = parts.views.current(&parts.me.tenant).ok();
+    StatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        identity: parts.id.clone(),
+        certificate_expires: expires,
+        started: parts.started,
+        sessions: vec![session_row(parts)],
+        policy: view.map(|view| PolicyState {
+            version: view.head.version,
+            confirmed: view.head.issued_at,
+        }),
+        exposed: parts.offers.list().into_iter().map(exposed_row).collect(),
+        connected: parts
+            .listeners
+            .list()
+            .into_iter()
+            .map(connected_row)
+            .collect(),
+        flows: parts.live.len() as u64,
+    }
+}
+
+fn session_row(parts: &Parts) -> SessionRow {
+    let status = parts.sessions.status();
+    let (up, reason, rtt) = match &status.state {
+        State::Up(session) => (true, None, session.rtt()),
+        State::Connecting { last } => (false, *last, None),
+    };
+    SessionRow {
+        relay: status.relay,
+        up,
+        since: status.since,
+        reason,
+        rtt_ms: rtt.map(|rtt| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn exposed_row(
+    (service, offer): (sealock_core::name::ServiceName, crate::offers::Offer),
+) -> ExposedRow {
+    let (registered, reason) = match offer.state {
+        OfferState::Waiting(reason) => (None, reason),
+        OfferState::Registered => (Some(true), None),
+        OfferState::Refused(reason) => (Some(false), Some(reason)),
+    };
+    ExposedRow {
+        service,
+        target: offer.target,
+        registered,
+        reason,
+        detached: offer.detached,
+    }
+}
+
+fn connected_row(listening: crate::listeners::Listening) -> ConnectedRow {
+    let crate::listeners::Listening {
+        service,
+        listen,
+        detached,
+    } = listening;
+    ConnectedRow {
+        service,
+        listen,
+        detached,
+    }
+}
+
+/// How often a line shows both sides that the other is there.
+const ALIVE: Duration = Duration::from_secs(10);
+
+type Events<T> = Result<T, ApiError>;
+
+fn expose_events(
+    parts: &Parts,
+    request: <Expose as Method>::Request,
+) -> Events<impl Stream<Item = Event> + Send + 'static + use<>> {
+    let ExposeRequest {
+        service,
+        target,
+        labels,
+        detached,
+    } = request;
+    let added = parts.offers.add(service.clone(), target, labels, detached);
+    let guard = added.ok_or_else(|| {
+        ApiError::new(format!("this agent exposes `{service}` already")).with_hint(
+            "choose another name with --as, or end the other one: `sealock status` lists them",
+        )
+    })?;
+    let (offers, changes) = (parts.offers.clone(), parts.offers.changes());
+    let state = move |guard: &OfferGuard| match offers.state(guard) {
+        None => Step::Last(Event::Ended {
+            reason: Reason::Cancelled,
+        }),
+        Some(OfferState::Refused(reason)) => Step::Last(Event::Ended { reason }),
+        Some(OfferState::Waiting(Some(reason))) => Step::More(Event::Waiting { reason }),
+        Some(OfferState::Waiting(None)) => Step::Nothing,
+        Some(OfferState::Registered) => {
+            let event = Event::Registered {
+                service: service.clone(),
+            };
+            if detached {
+                Step::Last(event)
+            } else {
+                Step::More(event)
+            }
+        }
+    };
+    Ok(events(guard, changes, state))
+}
+
+async fn connect_events(
+    parts: &Parts,
+    request: <Connect as Method>::Request,
+) -> Events<impl Stream<Item = Event> + Send + 'static + use<>> {
+    let ConnectRequest {
+        service,
+        listen,
+        detached,
+    } = request;
+    let (hop, facts) = (parts.caller.clone(), parts.facts(service.clone()));
+    let added = parts
+        .listeners
+        .add(&listen, detached, hop, facts, parts.flows.clone())
+        .await;
+    let guard = added.map_err(|error| {
+        let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        ApiError::new(format!("{error}{}", source.unwrap_or_default()))
+            .with_hint("choose another address with --listen")
+    })?;
+    let listeners = parts.listeners.clone();
+    let state = move |guard: &ListenerGuard| {
+        if !listeners.has(guard) {
+            return Step::Last(Event::Ended {
+                reason: Reason::Cancelled,
+            });
+        }
+        let event = Event::Listening {
+            service: service.clone(),
+            listen: guard.listen.clone(),
+        };
+        if detached {
+            Step::Last(event)
+        } else {
+            Step::More(event)
+        }
+    };
+    Ok(events(guard, parts.offers.changes(), state))
+}
+
+/// What a look at the state of a request says.
+enum Step {
+    Nothing,
+    More(Event),
+    Last(Event),
+}
+
+/// Turns changes of a state into events; a caller who leaves drops the stream and with it the guard.
+fn events<G: Send + 'static>(
+    guard: G,
+    changes: watch::Receiver<u64>,
+    state: impl Fn(&G) -> Step + Send + 'static,
+) -> impl Stream<Item = Event> + Send + 'static {
+    struct Told<G, S> {
+        guard: G,
+        changes: watch::Receiver<u64>,
+        state: S,
+        last: Option<Event>,
+        over: bool,
+    }
+    let told = Told {
+        guard,
+        changes,
+        state,
+        last: None,
+        over: false,
+    };
+    stream::unfold(told, |mut told| async move {
+        if told.over {
+            return None;
+        }
+        loop {
+            let (event, over) = match (told.state)(&told.guard) {
+                Step::Nothing => (None, false),
+                Step::More(event) => (Some(event), false),
+                Step::Last(event) => (Some(event), true),
+            };
+            if let Some(event) = event
+                && (over || told.last.as_ref() != Some(&event))
+            {
+                told.over = over;
+                told.last = Some(event.clone());
+                return Some((event, told));
+            }
+            tokio::select! {
+                biased; // news before signs of life
+                changed = told.changes.changed() => {
+                    if changed.is_err() {
+                        return None;
+                    }
+                }
+                () = tokio::time::sleep(ALIVE) => return Some((Event::Alive, told)),
+            }
+        }
+    })
+}

@@ -1,0 +1,60 @@
+//! The agent's two judgements: of what it opens itself, early, and of what others open at it, with the last word.
+
+use std::sync::Arc;
+
+use sealock_core::address::Target;
+use sealock_core::fact::Facts;
+use sealock_core::policy::RuleId;
+use sealock_core::reason::Reason;
+use sealock_flow::outlet::Way;
+use sealock_flow::outlet::session::ServiceOutlet;
+use sealock_flow::rule::{self, Judge};
+use sealock_net::views::ViewStore;
+
+use crate::offers::Offers;
+
+/// Judges the agent's own opens, so that what the tenant does not allow fails here, at once and with the reason.
+#[derive(Debug, Clone)]
+pub(crate) struct CallerJudge {
+    pub(crate) views: ViewStore,
+    pub(crate) outlet: Arc<ServiceOutlet>,
+}
+
+impl Judge for CallerJudge {
+    fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
+        rule::by_view(&self.views, facts)
+    }
+
+    fn plan(&self, _facts: &Facts) -> Result<Vec<Way>, Reason> {
+        Ok(vec![Way::Service(Arc::clone(&self.outlet))])
+    }
+}
+
+/// Judges callers who proved their identity end to end, by the agent's own view: no relay can widen this.
+#[derive(Debug, Clone)]
+pub(crate) struct ProviderJudge {
+    pub(crate) views: ViewStore,
+    pub(crate) offers: Offers,
+}
+
+impl Judge for ProviderJudge {
+    fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
+        let rule = rule::by_view(&self.views, facts)?;
+        // Also when a flow is judged again: an offer that was taken back ends its flows.
+        match self.offers.target(&facts.service.value) {
+            Some(_) => Ok(rule),
+            None => Err(Reason::PeerRefused),
+        }
+    }
+
+    fn plan(&self, facts: &Facts) -> Result<Vec<Way>, Reason> {
+        let target = self
+            .offers
+            .target(&facts.service.value)
+            .ok_or(Reason::PeerRefused)?;
+        Ok(vec![match target {
+            Target::Tcp(address) => Way::Direct(address),
+            Target::Unix(path) => Way::Unix(path),
+        }])
+    }
+}

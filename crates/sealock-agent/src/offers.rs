@@ -1,0 +1,287 @@
+//! What the agent offers: a table of services and the programs behind them, and its registration at the controller.
+//!
+//! The table is the truth; the session to the relay and the registration follow it. An offer works when the controller
+//! has accepted it; until then, and after a refusal, its state says why not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sealock_core::address::Target;
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_net::link::Link;
+use tokio::sync::watch;
+
+/// A service and the program behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) target: Target,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Whether it outlives the request that asked for it.
+    pub(crate) detached: bool,
+    pub(crate) state: OfferState,
+    /// Tells an offer from a later one of the same name.
+    number: u64,
+}
+
+/// How far an offer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OfferState {
+    /// The controller has not answered yet; the reason is why, where one is known.
+    Waiting(Option<Reason>),
+    /// The controller accepted it.
+    Registered,
+    /// The controller refused it.
+    Refused(Reason),
+}
+
+/// The offers of an agent; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Offers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    table: Mutex<Table>,
+    names: watch::Sender<BTreeSet<ServiceName>>,
+    /// Counts every change, of the table or of a state.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    offers: BTreeMap<ServiceName, Offer>,
+    next: u64,
+}
+
+/// An offer that ends when it is dropped, unless it was detached.
+#[derive(Debug)]
+pub(crate) struct OfferGuard {
+    offers: Offers,
+    name: ServiceName,
+    number: u64,
+}
+
+impl Drop for OfferGuard {
+    fn drop(&mut self) {
+        self.offers.remove_if(&self.name, |offer| {
+            offer.number == self.number && !offer.detached
+        });
+    }
+}
+
+impl Offers {
+    pub(crate) fn new() -> Self {
+        let (names, _) = watch::channel(BTreeSet::new());
+        let (changes, _) = watch::channel(0);
+        let table = Mutex::default();
+        Self {
+            inner: Arc::new(Inner {
+                table,
+                names,
+                changes,
+            }),
+        }
+    }
+
+    /// The names, now and later, for the session.
+    pub(crate) fn names(&self) -> watch::Receiver<BTreeSet<ServiceName>> {
+        self.inner.names.subscribe()
+    }
+
+    /// Counts changes, for those who wait for one.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Adds an offer; `None` when the name is offered already.
+    pub(crate) fn add(
+        &self,
+        name: ServiceName,
+        target: Target,
+        labels: BTreeMap<String, String>,
+        detached: bool,
+    ) -> Option<OfferGuard> {
+        let mut table = self.inner.table.lock();
+        if table.offers.contains_key(&name) {
+            return None;
+        }
+        table.next += 1;
+        let number = table.next;
+        let state = OfferState::Waiting(None);
+        table.offers.insert(
+            name.clone(),
+            Offer {
+                target,
+                labels,
+                detached,
+                state,
+                number,
+            },
+        );
+        self.publish(table);
+        Some(OfferGuard {
+            offers: self.clone(),
+            name,
+            number,
+        })
+    }
+
+    /// Ends an offer; says whether there was one.
+    pub(crate) fn remove(&self, name: &ServiceName) -> bool {
+        self.remove_if(name, |_| true)
+    }
+
+    fn remove_if(&self, name: &ServiceName, ends: impl Fn(&Offer) -> bool) -> bool {
+        let mut table = self.inner.table.lock();
+        if !table.offers.get(name).is_some_and(ends) {
+            return false;
+        }
+        table.offers.remove(name);
+        self.publish(table);
+        true
+    }
+
+    fn publish(&self, table: parking_lot::MutexGuard<'_, Table>) {
+        let names = table.offers.keys().cloned().collect();
+        drop(table);
+        self.inner.names.send_replace(names);
+        self.inner.changes.send_modify(|count| *count += 1);
+    }
+
+    /// The program behind a service that is offered and was accepted.
+    pub(crate) fn target(&self, name: &ServiceName) -> Option<Target> {
+        Some(self.inner.table.lock().offers.get(name)?.target.clone())
+    }
+
+    /// How far the offer of this guard is; `None` when it ended.
+    pub(crate) fn state(&self, guard: &OfferGuard) -> Option<OfferState> {
+        let table = self.inner.table.lock();
+        let offer = table.offers.get(&guard.name)?;
+        (offer.number == guard.number).then_some(offer.state)
+    }
+
+    /// Every offer, in name order.
+    pub(crate) fn list(&self) -> Vec<(ServiceName, Offer)> {
+        let table = self.inner.table.lock();
+        table
+            .offers
+            .iter()
+            .map(|(name, offer)| (name.clone(), offer.clone()))
+            .collect()
+    }
+
+    fn set_states(&self, state_of: impl Fn(&ServiceName, OfferState) -> OfferState) {
+        let mut table = self.inner.table.lock();
+        let mut changed = false;
+        for (name, offer) in &mut table.offers {
+            let state = state_of(name, offer.state);
+            changed |= state != offer.state;
+            offer.state = state;
+        }
+        drop(table);
+        if changed {
+            self.inner.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn labels(&self) -> BTreeMap<ServiceName, BTreeMap<String, String>> {
+        let table = self.inner.table.lock();
+        table
+            .offers
+            .iter()
+            .map(|(name, offer)| (name.clone(), offer.labels.clone()))
+            .collect()
+    }
+}
+
+const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_LEASE: Duration = Duration::from_secs(3_600);
+
+/// Registers what is offered and keeps its leases, until dropped. `generation` grows with each start of the agent, so
+/// that an older process can no longer change what this one registered.
+pub(crate) async fn register(offers: Offers, link: Link, generation: u64) {
+    let mut names = offers.names();
+    let mut known = BTreeSet::new();
+    loop {
+        let wanted = names.borrow_and_update().clone();
+        let gone: BTreeSet<ServiceName> = known.difference(&wanted).cloned().collect();
+        let pause = match exchange(&offers, &link, generation, &gone).await {
+            Ok(lease) => {
+                known = wanted;
+                // A third, so that two may be lost.
+                lease.clamp(RETRY, LONGEST_LEASE) / 3
+            }
+            Err(()) => {
+                known.extend(wanted);
+                RETRY.mul_f64(rand::random_range(0.5..1.5))
+            }
+        };
+        tokio::select! {
+            biased; // a change goes out at once
+            changed = names.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn exchange(
+    offers: &Offers,
+    link: &Link,
+    generation: u64,
+    gone: &BTreeSet<ServiceName>,
+) -> Result<Duration, ()> {
+    let client = link.client();
+    if !gone.is_empty() {
+        client.unregister(generation, gone).await.map_err(|error| {
+            tracing::debug!(err = %error, "services could not be taken back yet");
+        })?;
+    }
+    let wanted = offers.labels();
+    if wanted.is_empty() {
+        return Ok(LONGEST_LEASE);
+    }
+    match client.register(generation, &wanted).await {
+        Ok(registered) => {
+            offers.set_states(|name, state| match registered.services.get(name) {
+                Some(Reason::Done) => OfferState::Registered,
+                Some(&reason) => OfferState::Refused(reason),
+                None => state,
+            });
+            Ok(registered.lease)
+        }
+        Err(error) => {
+            let reason = error.reason();
+            tracing::debug!(err = %error, "services could not be registered yet");
+            offers.set_states(|_, state| match state {
+                OfferState::Waiting(_) => OfferState::Waiting(Some(reason)),
+                // What was accepted before stays accepted while the controller is away.
+                OfferState::Registered | OfferState::Refused(_) => state,
+            });
+            Err(())
+        }
+    }
+}
+
+/// Takes everything back before the agent stops, as far as the controller can be reached in time.
+pub(crate) async fn farewell(offers: &Offers, link: &Link, generation: u64) {
+    let names: BTreeSet<ServiceName> = offers
+        .list()
+        .into_iter()
+        .filter(|(_, offer)| !offer.detached)
+        .map(|(name, _)| name)
+        .collect();
+    if names.is_empty() {
+        return;
+    }
+    if let Err(error) = link.client().unregister(generation, &names).await {
+        tracing::debug!(err = %error, "services could not be taken back before the end");
+    }
+}

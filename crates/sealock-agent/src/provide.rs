@@ -1,0 +1,43 @@
+//! Legs that the relay offers: each is answered in a task of its own, within a bound.
+
+use std::sync::Arc;
+
+use sealock_core::name::AgentName;
+use sealock_core::reason::Reason;
+use sealock_flow::hop::{self, Hop};
+use sealock_flow::inlet;
+use sealock_net::e2e::EndToEnd;
+use sealock_net::session::Offered;
+use sealock_net::task::Spawner;
+use tokio::sync::{Semaphore, mpsc};
+
+/// How many callers may be proving themselves at once: more are refused rather than all made slow.
+const HANDSHAKES_LIMIT: usize = 512;
+
+/// Answers offered legs until the session's owner is gone.
+pub(crate) async fn serve(
+    mut offered: mpsc::Receiver<Offered>,
+    me: AgentName,
+    hop: Hop,
+    end_to_end: EndToEnd,
+    tasks: Spawner,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_LIMIT));
+    while let Some(Offered { incoming, leg }) = offered.recv().await {
+        let Ok(slot) = Arc::clone(&handshakes).try_acquire_owned() else {
+            leg.reset(Reason::Overloaded);
+            continue;
+        };
+        let (me, hop, end_to_end) = (me.clone(), hop.clone(), end_to_end.clone());
+        tasks.spawn("provide", async move {
+            let arrival = inlet::session::at_provider(&end_to_end, &me, incoming, leg).await;
+            drop(slot);
+            match arrival {
+                Ok(arrival) => {
+                    hop::run(&hop, arrival).await;
+                }
+                Err(reason) => tracing::debug!(reason = reason.code(), "a caller did not arrive"),
+            }
+        });
+    }
+}

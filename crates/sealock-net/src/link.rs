@@ -1,0 +1,252 @@
+//! A node's standing link to the controller: views and trust as they change, and a new certificate in time.
+//!
+//! Every part goes on by itself when the controller is away and comes back with jitter; nothing on the data path waits
+//! for it. Deliberately absent: what an agent registers and what a node reports; those know more of their role.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use sealock_core::reason::Reason;
+use sealock_core::view::ViewVersion;
+use tokio::sync::watch;
+
+use crate::identity::{IdentityDir, IdentityStore, KeyPair, Svid, SvidError, TrustStore};
+use crate::node_api::{CallError, Issued, NodeClient, Watch, WatchEvent};
+use crate::tls;
+use crate::views::{TakeError, ViewStore};
+
+/// Makes a client of the node interface over this role's way to the controller.
+pub type ClientMaker = Arc<dyn Fn(Arc<ClientConfig>) -> NodeClient + Send + Sync>;
+
+/// A node's link; clones share it.
+#[derive(Clone)]
+pub struct Link {
+    make: ClientMaker,
+    identity: IdentityStore,
+    trust: TrustStore,
+    dir: Option<IdentityDir>,
+    client: watch::Sender<NodeClient>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+/// Why a certificate that was issued is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewError {
+    /// The controller did not issue it.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The machine makes no keys.
+    #[error("a new key could not be made")]
+    Key(#[source] crate::identity::KeyError),
+    /// It does not fit the key that it was asked for.
+    #[error("the new certificate cannot be used")]
+    Svid(#[from] SvidError),
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Where nobody but a person can help.
+const HOPELESS_PAUSE: Duration = Duration::from_secs(300);
+
+impl Link {
+    /// A link for the identity in `identity`; `dir` is where a renewed one is kept, nowhere for a program that does not
+    /// own the directory.
+    ///
+    /// Must be called within the runtime.
+    #[must_use]
+    pub fn new(
+        make: ClientMaker,
+        identity: IdentityStore,
+        trust: TrustStore,
+        dir: Option<IdentityDir>,
+    ) -> Self {
+        let client = make(tls::controller_client(&identity, &trust));
+        let (client, _) = watch::channel(client);
+        Self {
+            make,
+            identity,
+            trust,
+            dir,
+            client,
+        }
+    }
+
+    /// The client of the moment: one that was made with the newest certificate.
+    #[must_use]
+    pub fn client(&self) -> NodeClient {
+        self.client.borrow().clone()
+    }
+
+    /// Tells of each renewal from here on.
+    #[must_use]
+    pub fn renewals(&self) -> watch::Receiver<NodeClient> {
+        self.client.subscribe()
+    }
+
+    /// Keeps `views` and the trust as the controller says, until dropped.
+    pub async fn keep_views(&self, views: &ViewStore) {
+        let mut pause = FIRST_PAUSE;
+        let mut full = false;
+        loop {
+            let have = if full {
+                Default::default()
+            } else {
+                views.versions()
+            };
+            full = false;
+            let mut renewed = self.client.subscribe();
+            let outcome = match self.client().watch(&have).await {
+                Ok(mut watch) => {
+                    tracing::debug!("watching the controller");
+                    pause = FIRST_PAUSE;
+                    tokio::select! {
+                        biased; // the controller ends watches of certificates that end
+                        Ok(()) = renewed.changed() => continue,
+                        outcome = self.follow(&mut watch, views) => outcome,
+                    }
+                }
+                Err(error) => Err(FollowError::Call(error)),
+            };
+            match outcome {
+                Ok(()) => {}
+                Err(FollowError::NeedsFull) => full = true,
+                Err(FollowError::Call(error)) => report_away(&error),
+            }
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn follow(&self, watch: &mut Watch, views: &ViewStore) -> Result<(), FollowError> {
+        loop {
+            let event = watch.next().await.map_err(FollowError::Call)?;
+            let taken = match event {
+                WatchEvent::Full { head, entries } => {
+                    views.put(tls::signed::SignedView { head, entries })
+                }
+                WatchEvent::Delta { head, from, delta } => {
+                    take_delta(views, head, from, delta)?;
+                    Ok(())
+                }
+                WatchEvent::Trust(trust) => {
+                    self.keep_trust(trust);
+                    Ok(())
+                }
+            };
+            if let Err(error) = taken {
+                // Keeps the last good view; see F29.
+                tracing::error!(err = %error, "a view from the controller was not taken");
+            }
+        }
+    }
+
+    fn keep_trust(&self, trust: crate::identity::Trust) {
+        if trust.roots.is_empty() || trust.trust_domain != self.trust.current().trust_domain {
+            tracing::error!(
+                "the controller's trust names no root or another trust domain and was not taken"
+            );
+            return;
+        }
+        if let Some(dir) = &self.dir
+            && let Err(error) = dir.store_trust(&trust)
+        {
+            tracing::error!(err = %error, "the new trust could not be kept on disk");
+        }
+        self.trust.set(trust);
+    }
+
+    /// Renews the certificate at half of its life ±10 %, until dropped.
+    pub async fn keep_identity(&self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::time::sleep(self.until_renewal()).await;
+            match self.renew().await {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(error) => {
+                    let hopeless = matches!(&error, RenewError::Call(call) if !call.is_transient());
+                    tracing::warn!(err = %error, hopeless, "the certificate could not be renewed");
+                    let wait = if hopeless { HOPELESS_PAUSE } else { pause };
+                    tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn until_renewal(&self) -> Duration {
+        let Some(svid) = self.identity.current() else {
+            return HOPELESS_PAUSE;
+        };
+        let (begin, end) = (svid.leaf().not_before, svid.leaf().not_after);
+        let life = Duration::try_from(end.duration_since(begin)).unwrap_or_default();
+        let since = jiff::Timestamp::now().duration_since(begin);
+        let since = Duration::try_from(since).unwrap_or_default();
+        let due = life.mul_f64(rand::random_range(0.45..0.55));
+        due.saturating_sub(since)
+    }
+
+    /// Gets a certificate for a new key, at once.
+    ///
+    /// # Errors
+    /// When the controller does not issue one, or it is of no use; the old one stays.
+    ///
+    /// # Cancel safety
+    /// Safe: the old identity stays until the new one is whole.
+    pub async fn renew(&self) -> Result<(), RenewError> {
+        let key = KeyPair::generate().map_err(RenewError::Key)?;
+        let request = key.request_der().map_err(RenewError::Key)?;
+        let Issued { chain, trust, .. } = self.client().renew(request).await?;
+        let svid = Svid::new(chain, Arc::new(key))?;
+        if let Some(dir) = &self.dir
+            && let Err(error) = dir.store_svid(&svid)
+        {
+            tracing::error!(err = %error, "the new certificate could not be kept on disk");
+        }
+        tracing::info!(expires = %svid.leaf().not_after, "certificate renewed");
+        self.identity.set(svid);
+        self.keep_trust(trust);
+        let client = (self.make)(tls::controller_client(&self.identity, &self.trust));
+        self.client.send_replace(client);
+        Ok(())
+    }
+}
+
+enum FollowError {
+    NeedsFull,
+    Call(CallError),
+}
+
+fn take_delta(
+    views: &ViewStore,
+    head: tls::signed::SignedHead,
+    from: ViewVersion,
+    delta: sealock_core::view::Delta,
+) -> Result<(), FollowError> {
+    match views.apply(head, from, delta) {
+        Ok(()) => Ok(()),
+        // A change that cannot be taken is asked for again as a whole view.
+        Err(error @ (TakeError::WrongBase | TakeError::Signed(_))) => {
+            tracing::warn!(err = %error, "a change of the view did not fit; asking for the whole");
+            Err(FollowError::NeedsFull)
+        }
+        Err(error @ TakeError::Older { .. }) => {
+            tracing::error!(err = %error, "a view from the controller was not taken");
+            Ok(())
+        }
+    }
+}
+
+fn report_away(error: &CallError) {
+    match error.reason() {
+        Reason::ControllerUnreachable => {
+            tracing::info!(err = %error, "the controller is away; what is known keeps working");
+        }
+        reason => tracing::warn!(reason = reason.code(), "the controller refuses this node"),
+    }
+}
