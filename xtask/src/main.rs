@@ -8,6 +8,7 @@ mod edges;
 mod finding;
 mod leaks;
 mod lex;
+mod purity;
 mod reference;
 mod repository;
 mod shape;
@@ -62,6 +63,7 @@ fn tidy(repository: &Repository) -> Result<Vec<Finding>> {
         };
         findings.extend(leaks::check(path, &text));
         findings.extend(shape::check_path(path));
+        findings.extend(purity::check_bans(path, &text));
         if path.ends_with("Cargo.toml") && path != "Cargo.toml" {
             findings.extend(edges::check_manifest(path, &text));
         }
@@ -69,6 +71,16 @@ fn tidy(repository: &Repository) -> Result<Vec<Finding>> {
             let source = lex::Source::new(&text);
             findings.extend(shape::check_source(path, &text, &source));
             findings.extend(edges::check_imports(path, &source));
+            findings.extend(purity::check_source(path, &source));
+        }
+    }
+    for path in purity::required_files() {
+        if repository.read(&path)?.is_none() {
+            findings.push(Finding::new(
+                &path,
+                1,
+                "a pure crate has a clippy.toml of its own",
+            ));
         }
     }
     findings.extend(reference::check(repository.root())?);

@@ -5,7 +5,7 @@ use crate::{finding::Finding, lex::Source};
 const LINES_PER_FILE: usize = 1_000;
 const LINES_PER_FUNCTION: usize = 100;
 // Shorter than this no sentence says what a file is for.
-const HEADER_CHARACTERS: usize = 20;
+const HEADER_CHARACTERS: usize = 12;
 
 /// Checks a path by its name alone.
 pub(crate) fn check_path(path: &str) -> Vec<Finding> {
