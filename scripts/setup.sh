@@ -42,10 +42,14 @@ release_services() {
     fi
 }
 
-# A service that came with a package of ours stays off at the next boot too.
-disable_service() {
-    if command -v systemctl >/dev/null 2>&1; then
-        as_root systemctl disable --quiet "$1" >/dev/null 2>&1 || say "could not disable $1 for the next boot"
+# A service that came with a package of ours neither runs now nor starts at the next boot. A machine with a policy
+# of its own may have started it.
+silence_service() {
+    if [ -d /run/systemd/system ]; then
+        as_root systemctl disable --quiet --now "$1" >/dev/null 2>&1 || say "could not stop and disable $1"
+    else
+        as_root service "$1" stop >/dev/null 2>&1 || true # it was not running
+        as_root update-rc.d "$1" disable >/dev/null 2>&1 || say "could not disable $1 for the next boot"
     fi
 }
 
@@ -75,7 +79,7 @@ packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
     for package in $missing; do
         service=$(service_of "$package")
-        [ -z "$service" ] || disable_service "$service"
+        [ -z "$service" ] || silence_service "$service"
     done
     release_services
 }
@@ -86,6 +90,10 @@ rust() {
         say "installing Rust $RUST_VERSION through rustup"
         curl --proto '=https' --tlsv1.2 -fsS https://sh.rustup.rs |
             sh -s -- -y --quiet --profile minimal --default-toolchain "$RUST_VERSION" --component clippy --component rustfmt
+    fi
+    if ! cargo --version >/dev/null 2>&1 && command -v rustup >/dev/null 2>&1; then
+        say "installing Rust $RUST_VERSION beside the one that is there"
+        rustup toolchain install "$RUST_VERSION" --profile minimal --component clippy --component rustfmt
     fi
     cargo --version >/dev/null || die "cargo does not start; rust-toolchain.toml asks for Rust $RUST_VERSION: 'rustup toolchain install $RUST_VERSION'"
 }
