@@ -65,3 +65,36 @@ pub fn raise_buffers(socket: impl AsFd, bytes: usize) -> io::Result<BufferSizes>
         send: sockopt::socket_send_buffer_size(socket)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_grow_beyond_what_a_socket_has_at_first() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let small = raise_buffers(&socket, 4_096).expect("told");
+        let large = raise_buffers(&socket, 8 * 1024 * 1024).expect("told");
+        assert!(
+            large.receive > small.receive && large.send > small.send,
+            "{small:?} {large:?}"
+        );
+    }
+
+    #[test]
+    fn the_umask_is_back_after_a_private_one_even_after_a_panic() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mode = |name: &str| {
+            use std::os::unix::fs::MetadataExt;
+            let path = dir.path().join(name);
+            std::fs::write(&path, b"").expect("written");
+            std::fs::metadata(&path).expect("there").mode() & 0o777
+        };
+        let before = mode("before");
+        assert_eq!(with_private_umask(|| mode("within")), 0o600);
+        let caught =
+            std::panic::catch_unwind(|| with_private_umask(|| panic!("as the test wishes")));
+        assert!(caught.is_err());
+        assert_eq!(mode("after"), before);
+    }
+}

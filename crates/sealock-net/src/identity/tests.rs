@@ -16,13 +16,16 @@ fn read(
     names: Vec<SanType>,
     common_name: Option<&'static str>,
 ) -> Result<PeerIdentity, LeafError> {
-    let key = KeyPair::generate().expect("randomness");
     let leaf = Leaf {
         names,
         common_name,
         ..Leaf::of(Role::Agent, &[])
     };
-    PeerIdentity::from_leaf(&ca.sign(&leaf, &key))
+    PeerIdentity::from_leaf(&ca.sign(&leaf, &new_key()))
+}
+
+fn new_key() -> KeyPair {
+    KeyPair::generate().expect("randomness")
 }
 
 // S09: one URI in one spelling, or nobody.
@@ -123,7 +126,7 @@ fn the_error_counts_the_names() {
 #[test]
 fn bytes_behind_the_certificate_make_it_unreadable() {
     let ca = TestCa::new("td");
-    let key = KeyPair::generate().expect("randomness");
+    let key = new_key();
     let der = ca.sign(&Leaf::of(Role::Agent, &[GOOD]), &key);
     let mut longer = der.to_vec();
     longer.push(0);
@@ -137,7 +140,7 @@ fn bytes_behind_the_certificate_make_it_unreadable() {
 #[test]
 fn every_certificate_of_a_key_has_the_same_key_digest() {
     let ca = TestCa::new("td");
-    let key = KeyPair::generate().expect("randomness");
+    let key = new_key();
     let leaf = Leaf::of(Role::Agent, &[GOOD]);
     let first = ca.sign(&leaf, &key);
     let mut flipped = first.to_vec();
@@ -173,10 +176,7 @@ fn serial_numbers_have_one_spelling() {
 #[test]
 fn a_certificate_of_another_key_is_no_identity() {
     let ca = TestCa::new("td");
-    let (key, other) = (
-        KeyPair::generate().expect("key"),
-        KeyPair::generate().expect("key"),
-    );
+    let (key, other) = (new_key(), new_key());
     let chain = vec![ca.sign(&Leaf::of(Role::Agent, &[GOOD]), &key)];
     assert!(matches!(
         Svid::new(chain, Arc::new(other)),
@@ -190,7 +190,7 @@ fn a_certificate_of_another_key_is_no_identity() {
 
 #[test]
 fn a_request_proves_the_key_and_asks_for_no_name() {
-    let key = KeyPair::generate().expect("key");
+    let key = new_key();
     let der = key.request_der().expect("signs");
     let request = rcgen::CertificateSigningRequestParams::from_der(&der.into()).expect("verifies");
     assert!(request.params.subject_alt_names.is_empty());
@@ -284,7 +284,7 @@ fn damaged_or_open_identity_files_are_refused() {
     assert!(matches!(dir.load_svid(), Err(LoadError::File(_))));
     files::write_private(&key, b"-----BEGIN NOTHING-----").expect("written");
     assert!(matches!(dir.load_svid(), Err(LoadError::Key { .. })));
-    let other = KeyPair::generate().expect("key");
+    let other = new_key();
     files::write_private(&key, other.to_pem().expose().as_bytes()).expect("written");
     assert!(matches!(dir.load_svid(), Err(LoadError::Svid { .. })));
     files::write_private(&dir.path().join("trust.json"), b"{}").expect("written");

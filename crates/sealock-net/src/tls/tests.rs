@@ -394,6 +394,73 @@ fn a_revoked_key_stays_out_under_a_new_certificate() {
     }
 }
 
+/// The same certificate under the other valid signature of its issuer: (r, n − s) in the place of (r, s).
+fn with_flipped_signature(der: &CertificateDer<'_>) -> CertificateDer<'static> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    const P256_ORDER: &str = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
+    let (_, certificate) = X509Certificate::from_der(der).expect("readable");
+    let signature = certificate.signature_value.data.as_ref();
+    let r_length = usize::from(signature[3]);
+    let (r, s) = signature[2..].split_at(2 + r_length);
+    let order = data_encoding::HEXLOWER
+        .decode(P256_ORDER.as_bytes())
+        .expect("hex");
+    let mut old = [0u8; 32];
+    let digits = &s[2..][s.len().saturating_sub(2 + 32)..];
+    old[32 - digits.len()..].copy_from_slice(digits);
+    let mut flipped = vec![0u8; 33]; // the leading zero keeps the integer positive
+    let mut borrow = 0;
+    for at in (0..32).rev() {
+        let digit = i16::from(order[at]) - i16::from(old[at]) - borrow;
+        borrow = i16::from(digit < 0);
+        flipped[at + 1] = digit.to_le_bytes()[0];
+    }
+    while flipped[0] == 0 && flipped[1] < 0x80 {
+        flipped.remove(0); // DER wants the shortest form
+    }
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("short");
+    let mut pair = r.to_vec();
+    pair.extend([2, length(&flipped)]);
+    pair.extend(flipped);
+    let mut body = der[4..der.len() - signature.len() - 3].to_vec(); // without the outer header and the bit string
+    body.extend([3, length(&pair) + 3, 0, 0x30, length(&pair)]);
+    body.extend(pair);
+    let outer = u16::try_from(body.len()).expect("a small certificate");
+    let mut whole = vec![0x30, 0x82];
+    whole.extend(outer.to_be_bytes());
+    whole.extend(body);
+    CertificateDer::from(whole)
+}
+
+// S15: ECDSA signatures can be flipped by anybody, and the copy verifies; it must not verify its way past a revocation.
+#[test]
+fn a_revoked_leaf_with_a_flipped_signature_is_still_revoked() {
+    let ca = TestCa::new("td");
+    let trust = ca.trust_store();
+    let (caller, provider) = (
+        ca.identity("default/agent/caller"),
+        ca.identity("default/agent/p"),
+    );
+    let old = caller.current().expect("there");
+    let copy = with_flipped_signature(&old.chain()[0]);
+    assert_ne!(copy, old.chain()[0]);
+    let copy = crate::identity::Svid::new(vec![copy], Arc::clone(old.key())).expect("a pair");
+    assert_eq!(copy.leaf(), old.leaf());
+    let revoked = (old.leaf().serial.clone(), old.leaf().key_digest.clone());
+    let judge: Judge = Arc::new(move |peer: &PeerIdentity| {
+        if peer.serial == revoked.0 || peer.key_digest == revoked.1 {
+            return Err(Reason::IdentityRevoked);
+        }
+        Ok(())
+    });
+    caller.set(copy);
+    let client = e2e_client(&caller, &trust, &only("p"), None);
+    let met = handshake(Arc::clone(&client), e2e_server(&provider, &trust, None));
+    assert!(met.both_fine(), "the copy is a valid certificate: {met:?}");
+    let met = handshake(client, e2e_server(&provider, &trust, Some(judge)));
+    assert_eq!(met.verdict(), VerifyError::Refused(Reason::IdentityRevoked));
+}
+
 #[test]
 fn a_joining_node_trusts_the_pinned_root_and_no_other() {
     let (ca, other) = (TestCa::new("td"), TestCa::new("td"));
