@@ -1,7 +1,9 @@
 //! The controller as a running role: what starts in which order, and what is looked after while it runs.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,8 +130,8 @@ pub async fn run(config: Config, scope: &Scope) -> anyhow::Result<()> {
 pub async fn start(config: Config, scope: &Scope) -> anyhow::Result<ControllerHandle> {
     let now: fn() -> Timestamp = Timestamp::now;
     files::ensure_private_dir(&config.state_dir).context("preparing the state directory")?;
-    // The socket first: a second controller over the same state stops here, before it touches anything.
     let socket = PrivateListener::bind(&config.socket).context("opening the control socket")?;
+    let lock = lock_state(&config.state_dir)?;
     let store = open_store(&config).await?;
     let authority = Authority::open(&config.state_dir, &*store, &config.trust_domain, now())
         .await
@@ -174,6 +176,7 @@ pub async fn start(config: Config, scope: &Scope) -> anyhow::Result<ControllerHa
         signer_dir,
         shared: Arc::clone(&shared),
         audit_retention: config.audit_retention,
+        _lock: lock,
     };
     scope.spawn("keeper", keeper.run(spawner.clone()));
     let service = NodeService::new(shared, config.limits, spawner.clone());
@@ -182,6 +185,25 @@ pub async fn start(config: Config, scope: &Scope) -> anyhow::Result<ControllerHa
     serve_json(socket, admin.routes().into_router(), scope);
     tracing::info!(%listen, "the controller is ready");
     Ok(ControllerHandle { admin })
+}
+
+/// Two controllers over one state would each sign views that the other does not know.
+fn lock_state(dir: &Path) -> anyhow::Result<File> {
+    let mut open = OpenOptions::new();
+    let lock = open.create(true).truncate(false).write(true).mode(0o600);
+    let lock = lock
+        .open(dir.join("lock"))
+        .context("opening the lock of the state directory")?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            anyhow::bail!(
+                "{} is in use by a running controller; hint: stop it first",
+                dir.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => Err(error).context("locking the state directory"),
+    }
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
@@ -244,7 +266,7 @@ impl Own {
     }
 
     /// The signer that lies on disk, or a new one when it is missing or half of its life is over.
-    async fn signer(&self, dir: &std::path::Path, now: Timestamp) -> anyhow::Result<ViewSigner> {
+    async fn signer(&self, dir: &Path, now: Timestamp) -> anyhow::Result<ViewSigner> {
         let dir = IdentityDir::open(dir).context("opening the signer's directory")?;
         let kept = dir.load_svid().context("reading the view signer")?;
         let kept = kept.filter(|svid| {
@@ -271,6 +293,7 @@ struct Keeper {
     signer_dir: PathBuf,
     shared: Arc<Shared>,
     audit_retention: SignedDuration,
+    _lock: File, // held for as long as the controller runs
 }
 
 impl Keeper {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use sealock_core::name::TenantName;
-use sealock_core::view::{Entries, Head, ViewVersion};
+use sealock_core::view::{Delta, Entries, Head, ViewVersion};
 use sealock_net::node_api::WatchEvent;
 use sealock_net::task::Spawner;
 use sealock_net::tls::signed::{SignError, SignedHead, ViewSigner};
@@ -32,11 +32,21 @@ pub struct Snapshot {
     pub head: SignedHead,
     /// What the head is of.
     pub entries: Arc<Entries>,
+    /// What leads here from older versions: made once, for all watchers that are equally far behind.
+    deltas: Arc<Mutex<BTreeMap<ViewVersion, Delta>>>,
 }
 
 impl Snapshot {
     fn version(&self) -> ViewVersion {
         self.head.head.version
+    }
+
+    fn delta_from(&self, base: &Self) -> Delta {
+        let mut deltas = self.deltas.lock();
+        let delta = deltas
+            .entry(base.version())
+            .or_insert_with(|| base.entries.delta_to(&self.entries));
+        delta.clone()
     }
 
     /// Which snapshot this is: a head that was signed again has the same version, but is news.
@@ -156,7 +166,7 @@ impl Views {
             let newest = kept.back()?.clone();
             let version = have.map(|have| have.version);
             let base = kept.iter().find(|kept| Some(kept.version()) == version);
-            (newest, base.map(|base| Arc::clone(&base.entries)))
+            (newest, base.cloned())
         };
         if have == Some(newest.mark()) {
             return None;
@@ -165,7 +175,7 @@ impl Views {
         let event = match (base, have) {
             (Some(base), Some(have)) => WatchEvent::Delta {
                 from: have.version,
-                delta: base.delta_to(&newest.entries),
+                delta: newest.delta_from(&base),
                 head: newest.head,
             },
             (None, _) | (_, None) => WatchEvent::Full {
@@ -212,8 +222,12 @@ impl Views {
                 digest: entries.digest(),
             };
             let head = self.signer.lock().sign(head)?;
-            let entries = Arc::new(entries);
-            self.publish(tenant, Snapshot { head, entries });
+            let snapshot = Snapshot {
+                head,
+                entries: Arc::new(entries),
+                deltas: Arc::default(),
+            };
+            self.publish(tenant, snapshot);
             is_news = true;
         }
         if is_news {

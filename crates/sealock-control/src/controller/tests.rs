@@ -16,202 +16,9 @@ use tokio::time::timeout;
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(5); // what a change may take to reach a node
+mod bench;
 
-struct Running {
-    handle: ControllerHandle,
-    client: UnixClient,
-    config: Config,
-    scope: Scope,
-    _dir: Option<tempfile::TempDir>,
-}
-
-fn config(dir: &std::path::Path) -> Config {
-    Config {
-        state_dir: dir.join("controller"),
-        socket: dir.join("run/controller.sock"),
-        listen: "127.0.0.1:0".parse().expect("an address"),
-        advertise: vec!["controller.example:7444".parse().expect("an address")],
-        trust_domain: "sealock".parse().expect("canonical"),
-        name: "main".parse().expect("canonical"),
-        tenant: "default".parse().expect("canonical"),
-        starter: Starter::Open,
-        audit_retention: SignedDuration::from_hours(24),
-        token_ttl: SignedDuration::from_mins(15),
-        certificate_ttl: SignedDuration::from_hours(1),
-        limits: Limits::default(),
-    }
-}
-
-async fn started(change: impl FnOnce(&mut Config)) -> Running {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let mut config = config(dir.path());
-    change(&mut config);
-    let mut running = again(config).await;
-    running._dir = Some(dir);
-    running
-}
-
-async fn again(config: Config) -> Running {
-    let scope = Scope::new("test-controller");
-    let handle = start(config.clone(), &scope).await.expect("it starts");
-    Running {
-        handle,
-        client: UnixClient::new(&config.socket),
-        config,
-        scope,
-        _dir: None,
-    }
-}
-
-/// A node that has joined.
-struct Member {
-    client: NodeClient,
-    svid: Svid,
-    trust: Trust,
-}
-
-impl Running {
-    fn shared(&self) -> &Shared {
-        &self.handle.admin.shared
-    }
-
-    fn connect(&self, tls: Arc<rustls::ClientConfig>) -> NodeClient {
-        let address = self.handle.listen();
-        NodeClient::new(tls, move || TcpStream::connect(address))
-    }
-
-    async fn token(&self, request: CreateRequest) -> JoinToken {
-        let addresses = vec!["relay.example:7443".parse().expect("an address")];
-        let request = CreateRequest {
-            addresses,
-            ..request
-        };
-        let created = self.handle.create_token(request).await.expect("created");
-        created.text.parse().expect("a token")
-    }
-
-    async fn enrol(
-        &self,
-        token: &JoinToken,
-        name: &str,
-        role: Role,
-    ) -> Result<(Issued, Arc<KeyPair>), CallError> {
-        let key = Arc::new(KeyPair::generate().expect("randomness"));
-        let enrol = Enrol {
-            secret: token.secret.clone(),
-            csr: key.request_der().expect("signed"),
-            name: Some(name.to_owned()),
-            role,
-            addresses: Vec::new(),
-        };
-        let client = self.connect(enrol_client(token.pin));
-        Ok((client.enrol(&enrol).await?, key))
-    }
-
-    fn member(&self, issued: Issued, key: Arc<KeyPair>) -> Member {
-        let svid = Svid::new(issued.chain, key).expect("a pair");
-        let identity = IdentityStore::new(svid.clone());
-        let trust = TrustStore::new(issued.trust.clone());
-        let client = self.connect(controller_client(&identity, &trust));
-        Member {
-            client,
-            svid,
-            trust: issued.trust,
-        }
-    }
-
-    async fn join(&self, name: &str) -> Member {
-        let token = self.token(CreateRequest::default()).await;
-        let (issued, key) = self.enrol(&token, name, Role::Agent).await.expect("joins");
-        self.member(issued, key)
-    }
-
-    async fn join_relay(&self, name: &str) -> Member {
-        let request = CreateRequest {
-            role: Role::Relay,
-            ..CreateRequest::default()
-        };
-        let token = self.token(request).await;
-        let (issued, key) = self.enrol(&token, name, Role::Relay).await.expect("joins");
-        self.member(issued, key)
-    }
-
-    async fn stop(self) -> (Config, Option<tempfile::TempDir>) {
-        self.scope.shutdown(SOON).await;
-        (self.config, self._dir)
-    }
-}
-
-/// What a watcher holds, kept as a node keeps it.
-#[derive(Default)]
-struct Held(BTreeMap<TenantName, (SignedHead, Entries)>);
-
-impl Held {
-    fn take(&mut self, event: WatchEvent) -> &'static str {
-        match event {
-            WatchEvent::Full { head, entries } => {
-                self.0.insert(head.head.tenant.clone(), (head, entries));
-                "full"
-            }
-            WatchEvent::Delta { head, from, delta } => {
-                let held = self.0.get_mut(&head.head.tenant).expect("known before");
-                assert_eq!(held.0.head.version, from);
-                held.1.apply(delta);
-                held.0 = head;
-                "delta"
-            }
-            WatchEvent::Trust(_) => "trust",
-        }
-    }
-
-    fn view(&self, tenant: &str, trust: &Trust) -> View {
-        let (head, entries) = &self.0[&tenant.parse::<TenantName>().expect("canonical")];
-        let signed = SignedView {
-            head: head.clone(),
-            entries: entries.clone(),
-        };
-        let day = Duration::from_secs(86_400);
-        signed
-            .verify(trust, Timestamp::now(), day)
-            .expect("signed by the controller")
-    }
-}
-
-async fn until(
-    watch: &mut Watch,
-    held: &mut Held,
-    trust: &Trust,
-    holds: impl Fn(&View) -> bool,
-) -> Vec<&'static str> {
-    let mut kinds = Vec::new();
-    let seen = async {
-        loop {
-            kinds.push(held.take(watch.next().await.expect("an event")));
-            if !held.0.is_empty() && holds(&held.view("default", trust)) {
-                return;
-            }
-        }
-    };
-    timeout(SOON, seen).await.expect("within five seconds");
-    kinds
-}
-
-fn services(names: &[&str]) -> BTreeMap<ServiceName, BTreeMap<String, String>> {
-    let service = |name: &&str| (name.parse().expect("canonical"), BTreeMap::new());
-    names.iter().map(service).collect()
-}
-
-fn service(name: &str) -> ServiceName {
-    name.parse().expect("canonical")
-}
-
-fn agent(name: &str) -> AgentId {
-    AgentId {
-        tenant: "default".parse().expect("canonical"),
-        name: name.parse().expect("canonical"),
-    }
-}
+use bench::*;
 
 /// F27: from the token to the end of the identity, as a node sees it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -776,10 +583,101 @@ async fn a_restart_keeps_everything_and_a_lost_database_stops_the_start() {
 async fn a_second_controller_over_the_same_state_does_not_start() {
     let running = started(|_| ()).await;
     let scope = Scope::new("second");
-    let error = start(running.config.clone(), &scope)
+    let other_socket = running.config.state_dir.join("other.sock");
+    for socket in [running.config.socket.clone(), other_socket] {
+        let config = Config {
+            socket,
+            ..running.config.clone()
+        };
+        let error = start(config, &scope).await.expect_err("in use");
+        assert!(format!("{error:#}").contains("in use"), "{error:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropping_the_scope_ends_every_connection() {
+    let running = started(|_| ()).await;
+    let member = running.join("web-1").await;
+    let mut watch = member
+        .client
+        .watch(&BTreeMap::new())
         .await
-        .expect_err("in use");
-    assert!(format!("{error:#}").contains("in use"), "{error:#}");
+        .expect("watches");
+    drop(running.scope);
+    let ended = timeout(SOON, async { while watch.next().await.is_ok() {} });
+    ended.await.expect("ends at once");
+    let error = call(&member.client, "watch")
+        .await
+        .expect_err("nobody is there");
+    assert_eq!(error.reason(), Reason::ControllerUnreachable);
+}
+
+/// F11: without a controller a join fails with a code within five seconds, even when somebody listens and is silent.
+#[tokio::test]
+async fn a_join_without_a_controller_fails_with_a_code_in_five_seconds() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let address = silent.local_addr().expect("bound");
+    let client = NodeClient::new(enrol_client(CaPin([7; 32])), move || {
+        TcpStream::connect(address)
+    });
+    let enrol = Enrol {
+        secret: sealock_core::secret::Secret::new([1; 16]),
+        csr: vec![1],
+        name: None,
+        role: Role::Agent,
+        addresses: Vec::new(),
+    };
+    let start = std::time::Instant::now();
+    let error = client.enrol(&enrol).await.expect_err("nobody answers");
+    assert_eq!(error.reason(), Reason::ControllerUnreachable);
+    assert!(
+        start.elapsed() < Duration::from_millis(5_500),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_are_sent_to_the_relays_that_joined() {
+    let running = started(|_| ()).await;
+    let nowhere = running.handle.create_token(CreateRequest::default()).await;
+    assert!(nowhere.expect_err("no relay yet").hint.is_some());
+    let request = CreateRequest {
+        role: Role::Relay,
+        ..CreateRequest::default()
+    };
+    let token = running
+        .handle
+        .create_token(request)
+        .await
+        .expect("the controller advertises itself");
+    let token: JoinToken = token.text.parse().expect("a token");
+    assert_eq!(token.addresses, running.config.advertise);
+    let key = KeyPair::generate().expect("randomness");
+    let enrol = Enrol {
+        secret: token.secret.clone(),
+        csr: key.request_der().expect("signed"),
+        name: Some("eu-1".to_owned()),
+        role: Role::Relay,
+        addresses: vec!["eu-1.example:7443".parse().expect("an address")],
+    };
+    let client = running.connect(enrol_client(token.pin));
+    let issued = client.enrol(&enrol).await.expect("joins");
+    let created = running
+        .handle
+        .create_token(CreateRequest::default())
+        .await
+        .expect("created");
+    assert_eq!(created.addresses, enrol.addresses);
+    let relay = running.member(issued, Arc::new(key));
+    let moved = ["eu-1.example:8443".parse().expect("an address")];
+    relay.client.report(&[], &moved).await.expect("told");
+    let created = running
+        .handle
+        .create_token(CreateRequest::default())
+        .await
+        .expect("created");
+    assert_eq!(created.addresses, moved);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -219,3 +219,30 @@ async fn the_database_is_private_and_every_commit_reaches_the_disk() {
         assert_eq!(value, expected, "{pragma}");
     }
 }
+
+/// F37: after a write that the disk did not confirm, nothing is written until a restart; reading goes on.
+#[tokio::test]
+async fn an_unconfirmed_write_stops_all_writing_until_a_restart() {
+    let bench = filled().await;
+    let noted = bench.store.note(StoreError::Unsafe);
+    assert!(matches!(noted, StoreError::Unsafe));
+    let acts = [Act::done(at(1), "admin:0", "a.b", "x")];
+    let refused = bench.store.record(Some(&tenant()), &acts).await;
+    assert!(matches!(refused, Err(StoreError::Unsafe)), "{refused:?}");
+    assert_eq!(
+        bench
+            .store
+            .rules(&tenant())
+            .await
+            .expect("readable")
+            .0
+            .len(),
+        200
+    );
+    let bench = bench.killed().await;
+    bench
+        .store
+        .record(Some(&tenant()), &acts)
+        .await
+        .expect("written again");
+}
