@@ -305,6 +305,42 @@ async fn a_listener_does_not_remove_a_socket_that_took_its_place() {
     assert!(path.exists());
 }
 
+// S61: even where the modes were loosened by hand, the kernel's word on the caller's user counts.
+#[tokio::test]
+#[ignore = "needs root, to become another user"]
+async fn another_user_is_turned_away_and_the_next_caller_served() {
+    let (guard, path) = place();
+    let _scope = serve(&path);
+    for (place, mode) in [
+        (guard.path(), 0o711),
+        (path.parent().expect("a directory"), 0o711),
+        (&path, 0o666),
+    ] {
+        fs::set_permissions(place, fs::Permissions::from_mode(mode)).expect("ours");
+    }
+    let target = path.clone();
+    let heard = std::thread::spawn(move || {
+        let nobody = rustix::fs::Uid::from_raw(65_534);
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody)
+            .expect("root may, for this thread");
+        let mut stream = StdStream::connect(target).expect("the modes allow it");
+        let mut heard = Vec::new();
+        io::Read::read_to_end(&mut stream, &mut heard).map(|_| heard)
+    });
+    let heard = tokio::task::spawn_blocking(|| heard.join().expect("no panic"))
+        .await
+        .expect("no panic");
+    assert_eq!(
+        heard.expect("closed"),
+        b"",
+        "not a byte, and the connection closed"
+    );
+    let answer = UnixClient::new(&path)
+        .call::<Double>(&Question { number: 2 })
+        .await;
+    assert_eq!(answer.expect("answered"), 4);
+}
+
 #[test]
 fn only_our_own_user_and_root_are_trusted() {
     let us = sys::own_uid();
