@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::{
+    io::Errno,
     process::{Pid, Signal, geteuid, kill_process, test_kill_process},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
@@ -240,7 +241,7 @@ pub(crate) fn sweep() {
         let Some(owner) = owner.and_then(|pid| Pid::from_raw(pid.parse().ok()?)) else {
             continue;
         };
-        if test_kill_process(owner).is_err() {
+        if test_kill_process(owner) == Err(Errno::SRCH) {
             remove(&name);
         }
     }

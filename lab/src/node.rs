@@ -113,6 +113,15 @@ pub struct Node {
     _namespace: Namespace,
 }
 
+/// What a program holds of the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holdings {
+    /// Open file descriptors.
+    pub files: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -315,13 +324,77 @@ impl Node {
         Ok(kib.parse::<u64>()? * 1024)
     }
 
-    /// The number of its open file descriptors.
+    /// What it holds of the system: compared before and after, it shows what was not given back.
     ///
     /// # Errors
     ///
     /// Fails when it has ended.
-    pub fn open_files(&self) -> Result<usize> {
-        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    pub fn holdings(&self) -> Result<Holdings> {
+        let count = |what: &str| -> Result<usize> {
+            Ok(fs::read_dir(format!("/proc/{}/{what}", self.pid()))?.count())
+        };
+        Ok(Holdings {
+            files: count("fd")?,
+            threads: count("task")?,
+        })
+    }
+
+    /// Waits until it holds no more open files than it did.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it keeps some for longer.
+    pub fn wait_for_return_to(&self, before: Holdings, within: Duration) -> Result<()> {
+        let mut last = self.holdings()?;
+        wait::until("open files to be closed", within, || {
+            last = self.holdings()?;
+            Ok((last.files <= before.files).then_some(()))
+        })
+        .with_context(|| {
+            format!(
+                "{}: {} files before, {} after",
+                self.name, before.files, last.files
+            )
+        })
+    }
+
+    /// The processor time that it has used so far.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The name, in brackets, may hold spaces; the times are the 12th and 13th field behind it.
+        let (_, fields) = stat.rsplit_once(')').context("a line of stat")?;
+        let mut times = fields.split_whitespace().skip(11);
+        let mut ticks = || -> Result<u64> { Ok(times.next().context("a time")?.parse()?) };
+        let ticks = ticks()? + ticks()?;
+        // Linux tells programs a hundred ticks a second, whatever it uses itself.
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
+    /// Fails when it logged an error or a panic.
+    ///
+    /// # Errors
+    ///
+    /// Shows the first such line.
+    pub fn without_complaints(&self) -> Result<()> {
+        for text in [self.stdout(), self.stderr()] {
+            let complaint = text.lines().find(|line| {
+                line.contains("panicked at")
+                    || line
+                        .split(|c: char| !c.is_alphanumeric())
+                        .any(|word| word == "ERROR")
+            });
+            ensure!(
+                complaint.is_none(),
+                "{} complained: {}",
+                self.name,
+                complaint.unwrap_or_default()
+            );
+        }
+        Ok(())
     }
 
     fn tail(&self) -> String {

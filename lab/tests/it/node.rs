@@ -24,7 +24,7 @@ fn output_is_kept_and_lines_are_waited_for() {
             (node.stdout(), node.stderr()),
             ("first\n".into(), "second\n".into())
         );
-        ensure!(node.resident_bytes()? > 0 && node.open_files()? >= 3);
+        ensure!(node.resident_bytes()? > 0);
         let missing = node.wait_for_line("third", Duration::from_millis(50));
         assert!(missing.is_err());
         Ok(())
@@ -100,6 +100,57 @@ fn signals_reach_the_program_itself() {
         assert!(node.terminate(SOON)?.success());
         assert_eq!(node.stdout(), "up\nbye\n");
         assert!(node.kill().is_err(), "it has ended");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_program_holds_and_uses_is_seen() {
+    scene(Family::V4, |lab| {
+        let script = "echo up; read go; exec 8</dev/null 9</dev/null; echo open; read go; exec 8<&- 9<&-; echo closed; \
+                      i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo used; read go";
+        let host = lab.namespace("host")?;
+        let mut node = lab.start(
+            &host,
+            Spec::new("sh", "sh").args(["-c", script]).open_input(),
+        )?;
+        let mut input = node.take_input().context("an open input")?;
+        node.wait_for_line("up", SOON)?;
+        let before = node.holdings()?;
+        let used = node.cpu_time()?;
+        assert_eq!(before.threads, 1);
+        input.write_all(b"go\n")?;
+        node.wait_for_line("open", SOON)?;
+        assert_eq!(node.holdings()?.files, before.files + 2);
+        assert!(
+            node.wait_for_return_to(before, Duration::from_millis(50))
+                .is_err()
+        );
+        input.write_all(b"go\n")?;
+        node.wait_for_return_to(before, SOON)?;
+        node.wait_for_line("used", SOON)?;
+        ensure!(
+            node.cpu_time()? >= used + Duration::from_millis(20),
+            "{:?}",
+            node.cpu_time()?
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn complaints_in_a_log_are_found() {
+    scene(Family::V4, |lab| {
+        let host = lab.namespace("host")?;
+        for (text, complains) in [
+            ("2026-01-01 ERROR flow: lost", true),
+            ("thread 'main' panicked at src/x.rs:1", true),
+            ("INFO no ERRORS, error=none", false),
+        ] {
+            let mut node = lab.start(&host, Spec::new("echo", "echo").args([text]))?;
+            node.wait(SOON)?;
+            assert_eq!(node.without_complaints().is_err(), complains, "{text}");
+        }
         Ok(())
     });
 }
