@@ -1,3 +1,5 @@
+//! Every method against every permission, and what the methods do to the store and the record.
+
 use std::sync::Arc;
 
 use sealock_core::api::{ApiError, Permission};

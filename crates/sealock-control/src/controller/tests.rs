@@ -1,3 +1,5 @@
+//! A whole controller in this process: what nodes and administrators see of it over their real interfaces.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use sealock_core::api::{self, Method};
@@ -20,9 +22,8 @@ mod bench;
 
 use bench::*;
 
-/// F27: from the token to the end of the identity, as a node sees it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_joins_watches_registers_and_is_cut_off_when_revoked() {
+async fn an_agent_joins_watches_and_registers() {
     let running = started(|_| ()).await;
     let member = running.join("web-1").await;
     assert_eq!(
@@ -50,6 +51,23 @@ async fn an_agent_joins_watches_registers_and_is_cut_off_when_revoked() {
     })
     .await;
     assert_eq!(kinds, ["delta"]);
+}
+
+/// F27: within five seconds every node knows, and the agent itself is cut off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_agent_is_cut_off_and_every_node_hears_of_it() {
+    let running = started(|_| ()).await;
+    let member = running.join("web-1").await;
+    member
+        .client
+        .register(1, &services(&["web"]))
+        .await
+        .expect("answered");
+    let mut watch = member
+        .client
+        .watch(&BTreeMap::new())
+        .await
+        .expect("watches");
     let relay = running.join_relay("eu-1").await;
     let mut relay_watch = relay.client.watch(&BTreeMap::new()).await.expect("watches");
     let revoke = api::agent::RevokeRequest {

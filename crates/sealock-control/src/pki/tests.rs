@@ -1,3 +1,5 @@
+//! What certificates say, what requests may not, and where the keys lie.
+
 use std::sync::Arc;
 
 use sealock_core::identity::Principal;

@@ -77,13 +77,15 @@ impl From<Status> for CallError {
             return Self::Refused(Reason::from_number(number));
         }
         match status.code() {
-            Code::DeadlineExceeded | Code::Cancelled => Self::TimedOut,
+            Code::DeadlineExceeded => Self::TimedOut,
             Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => {
                 Self::Refused(Reason::ProtocolViolation)
             }
             Code::ResourceExhausted => Self::Refused(Reason::Overloaded),
             Code::Unauthenticated | Code::PermissionDenied => Self::Refused(Reason::NotAdmitted),
+            // `Cancelled` is what the library says when the connection went away under the call.
             Code::Ok
+            | Code::Cancelled
             | Code::Unknown
             | Code::NotFound
             | Code::AlreadyExists

@@ -1,3 +1,5 @@
+//! The battery on SQLite, and what only a file can suffer: damage, cut-off logs, a full disk.
+
 use std::sync::Arc;
 
 use tempfile::TempDir;
