@@ -128,7 +128,10 @@ pub struct AgentHandle {
     link: Link,
     generation: u64,
     endpoint: Endpoint,
-    scope: Scope,
+    /// Flows and streams, which are given time to end.
+    flows: Scope,
+    /// What goes on for as long as the agent does.
+    standing: Scope,
 }
 
 impl std::fmt::Debug for AgentHandle {
@@ -156,7 +159,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     };
     let me = id.principal.as_agent().cloned().ok_or_else(not_agent)?;
     let (identity, trust) = (IdentityStore::new(svid), TrustStore::new(trust));
-    let scope = Scope::new("agent");
+    let (flows, standing) = (Scope::new("agent flows"), Scope::new("agent"));
     let views = ViewStore::open(
         trust.clone(),
         config.dir.join("views"),
@@ -173,11 +176,11 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         offers: offers.names(),
         offered: offered_in,
     });
-    scope.spawn("session", keep_session);
+    standing.spawn("session", keep_session);
 
     let owned = (config.kind == SessionKind::Full).then_some(dir);
     let link = link(&sessions, &identity, &trust, owned);
-    let end_to_end = EndToEnd::new(identity.clone(), trust, scope.spawner());
+    let end_to_end = EndToEnd::new(identity.clone(), trust, flows.spawner());
     let live = LiveFlows::new(FLOWS_LIMIT);
     let mut registry = Registry::with_prefix("sealock_agent");
     let hop = |judge| Hop {
@@ -210,27 +213,27 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         listeners: Listeners::default(),
         live,
         caller: caller.clone(),
-        flows: scope.spawner(),
+        flows: flows.spawner(),
     };
     let provide = provide::serve(
         offered,
         me.name,
         provider.clone(),
         end_to_end,
-        scope.spawner(),
+        flows.spawner(),
     );
-    scope.spawn("provide", provide);
-    scope.spawn(
+    standing.spawn("provide", provide);
+    standing.spawn(
         "policy",
         follow_policy(caller.clone(), provider, views.clone(), offers.clone()),
     );
-    let generation = spawn_link(&config, &scope, &link, &parts);
+    let generation = spawn_link(&config, &standing, &link, &parts);
     if let Some(path) = &config.socket {
         let listener = PrivateListener::bind(path.clone())?;
-        control::serve(listener, parts.clone(), &scope);
+        control::serve(listener, parts.clone(), &standing);
     }
     if let Some(address) = config.admin {
-        serve_admin(address, registry, &parts, &scope).await?;
+        serve_admin(address, registry, &parts, &standing).await?;
     }
     tracing::info!(id = %parts.id, "agent started");
     Ok(AgentHandle {
@@ -238,7 +241,8 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         link,
         generation,
         endpoint,
-        scope,
+        flows,
+        standing,
     })
 }
 
@@ -447,7 +451,8 @@ impl AgentHandle {
     pub async fn stop(self) {
         offers::farewell(&self.parts.offers, &self.link, self.generation).await;
         self.endpoint.close(Reason::Draining);
+        drop(self.standing);
         self.endpoint.wait_idle().await;
-        self.scope.shutdown(STOP_GRACE).await;
+        self.flows.shutdown(STOP_GRACE).await;
     }
 }

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use sealock_proto::wire::StreamId;
 
 use crate::arrival::Near;
 use crate::io::Io;
-use crate::live::Permit;
+use crate::live::{LiveFlow, Permit};
 use crate::rule::Ruled;
 
 pub mod direct;
@@ -59,12 +60,18 @@ pub struct Opening<'a> {
     pub leg: Option<(StreamId, Epoch)>,
     /// The near side, for what it has already sent.
     pub near: &'a mut Near,
+    /// The flow, for counting what it has already sent.
+    pub flow: &'a LiveFlow,
 }
 
 impl Opening<'_> {
     /// What the near side has already sent. Taken once, by the way that can carry it.
     pub fn early(&mut self) -> Bytes {
-        self.near.early()
+        let early = self.near.early();
+        self.flow
+            .bytes_up
+            .fetch_add(early.len() as u64, Ordering::Relaxed);
+        early
     }
 }
 
@@ -109,6 +116,7 @@ pub async fn open(ruled: Ruled) -> Result<(Opened, Permit), Box<Failed>> {
             facts: &named.facts,
             leg: named.leg,
             near: &mut near,
+            flow: permit.flow(),
         };
         let answer = tokio::select! {
             biased; // policy before progress

@@ -98,7 +98,10 @@ pub struct RelayHandle {
     pub live: LiveFlows,
     views: ViewStore,
     endpoint: Endpoint,
-    scope: Scope,
+    /// Sessions and flows, which are given time to end.
+    flows: Scope,
+    /// What goes on for as long as the relay does.
+    standing: Scope,
 }
 
 /// How many flows a relay carries at once.
@@ -121,7 +124,7 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         config.max_policy_age,
     )?;
     let endpoint = listen(&config, &identity, &trust)?;
-    let scope = Scope::new("relay");
+    let (flows, standing) = (Scope::new("relay flows"), Scope::new("relay"));
     let link = link(&config, &identity, &trust, dir);
     let directory = Directory::new(config.max_sessions);
     let live = LiveFlows::new(FLOWS_LIMIT);
@@ -141,16 +144,16 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         directory: directory.clone(),
         views: views.clone(),
         controller: ControllerWay::new(config.controller.clone()),
-        tasks: scope.spawner(),
+        tasks: flows.spawner(),
     };
     let budget = PreAuthBudget::new(PreAuthLimits::default());
-    scope.spawn("accept", admit::serve(endpoint.clone(), budget, shared));
-    scope.spawn(
+    standing.spawn("accept", admit::serve(endpoint.clone(), budget, shared));
+    standing.spawn(
         "policy",
         follow_policy(hop, directory.clone(), views.clone()),
     );
-    spawn_link(&scope, &link, &views, audit, config.advertise.clone());
-    let admin = serve_admin(&config, registry, &directory, &views, &scope).await?;
+    spawn_link(&standing, &link, &views, audit, config.advertise.clone());
+    let admin = serve_admin(&config, registry, &directory, &views, &standing).await?;
     let listen = endpoint.local_addr().unwrap_or(config.listen);
     tracing::info!(%listen, %id, "relay ready");
     Ok(RelayHandle {
@@ -161,7 +164,8 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         live,
         views,
         endpoint,
-        scope,
+        flows,
+        standing,
     })
 }
 
@@ -265,7 +269,8 @@ impl RelayHandle {
     /// Stops: agents are told, so that they go elsewhere at once.
     pub async fn stop(self) {
         self.endpoint.close(Reason::Draining);
+        drop(self.standing);
         self.endpoint.wait_idle().await;
-        self.scope.shutdown(STOP_GRACE).await;
+        self.flows.shutdown(STOP_GRACE).await;
     }
 }

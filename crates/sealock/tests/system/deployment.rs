@@ -1,0 +1,206 @@
+//! A deployment in one process, and small servers and clients around it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use jiff::SignedDuration;
+use sealock_agent::{AgentConfig, AgentHandle};
+use sealock_control::controller::{self, ControllerHandle, Starter};
+use sealock_core::address::{HostPort, Target};
+use sealock_core::api::token::CreateRequest;
+use sealock_core::identity::Role;
+use sealock_core::token::JoinToken;
+use sealock_net::identity::IdentityDir;
+use sealock_net::join;
+use sealock_net::task::Scope;
+use sealock_proto::wire::SessionKind;
+use sealock_relay::{RelayConfig, RelayHandle};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3_600);
+pub(crate) const READY: Duration = Duration::from_secs(10);
+
+/// A deployment of one controller and one relay.
+pub(crate) struct Deployment {
+    pub(crate) state: TempDir,
+    pub(crate) controller: ControllerHandle,
+    pub(crate) relay: RelayHandle,
+    pub(crate) scope: Scope,
+}
+
+impl Deployment {
+    pub(crate) async fn start(starter: Starter) -> Result<Self> {
+        let _already = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        // `RUST_LOG=debug cargo nextest run -p sealock --test system --no-capture` shows what goes on.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _already = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer()
+            .try_init();
+        let state = tempfile::tempdir()?;
+        let scope = Scope::new("controller");
+        let config = controller::Config {
+            state_dir: state.path().join("controller"),
+            socket: state.path().join("controller/admin.sock"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: Vec::new(),
+            trust_domain: "sealock".parse()?,
+            name: "main".parse()?,
+            tenant: "default".parse()?,
+            starter,
+            audit_retention: SignedDuration::from_hours(24),
+            token_ttl: SignedDuration::from_mins(15),
+            certificate_ttl: SignedDuration::from_hours(1),
+            limits: Default::default(),
+        };
+        let controller = controller::start(config, &scope).await?;
+        let relay = start_relay(state.path(), &controller).await?;
+        Ok(Self {
+            state,
+            controller,
+            relay,
+            scope,
+        })
+    }
+
+    /// Joins an agent by a token of its own and starts it.
+    pub(crate) async fn agent(&self, name: &str, kind: SessionKind) -> Result<AgentHandle> {
+        let dir = self.state.path().join(name);
+        if !dir.exists() {
+            let token = token(&self.controller, Role::Agent, Some(name)).await?;
+            join::join_agent(&token, None, &IdentityDir::open(&dir)?).await?;
+        }
+        let agent = sealock_agent::start(AgentConfig {
+            dir,
+            relays: vec![HostPort::from(self.relay.listen)],
+            kind,
+            max_policy_age: DAY,
+            socket: None,
+            admin: None,
+        })
+        .await?;
+        agent.ready(READY).await?;
+        Ok(agent)
+    }
+
+    pub(crate) async fn stop(self) {
+        self.relay.stop().await;
+        self.scope.shutdown(Duration::from_secs(2)).await;
+    }
+}
+
+pub(crate) async fn start_relay(
+    state: &Path,
+    controller: &ControllerHandle,
+) -> Result<RelayHandle> {
+    let dir = state.join("relay");
+    let listen = free_udp_port()?;
+    let token = token(controller, Role::Relay, Some("relay-1")).await?;
+    let addresses = vec![HostPort::from(listen)];
+    join::join_relay(&token, None, addresses.clone(), &IdentityDir::open(&dir)?).await?;
+    let relay = sealock_relay::start(RelayConfig {
+        dir,
+        listen,
+        advertise: addresses,
+        controller: HostPort::from(controller.listen()),
+        max_policy_age: DAY,
+        max_sessions: 100,
+        max_streams_per_session: 1_000,
+        admin: None,
+    });
+    Ok(relay.await?)
+}
+
+pub(crate) fn free_udp_port() -> Result<SocketAddr> {
+    Ok(std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+pub(crate) async fn token(
+    controller: &ControllerHandle,
+    role: Role,
+    name: Option<&str>,
+) -> Result<JoinToken> {
+    let addresses = match role {
+        Role::Relay => vec![HostPort::from(controller.listen())],
+        Role::Agent | Role::User | Role::Controller => Vec::new(),
+    };
+    let request = CreateRequest {
+        role,
+        addresses,
+        name: name.map(str::to_owned),
+        ..CreateRequest::default()
+    };
+    let created = controller
+        .create_token(request)
+        .await
+        .map_err(|error| anyhow!("{error}"))?;
+    Ok(created.text.parse()?)
+}
+
+/// Answers every connection with what it sends, until its end, and then ends too.
+pub(crate) async fn echo_server(tasks: &Scope) -> Result<Target> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let spawner = tasks.spawner();
+    tasks.spawn("echo", async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            spawner.spawn("echo", async move {
+                let (mut reader, mut writer) = stream.split();
+                let _ended = tokio::io::copy(&mut reader, &mut writer).await;
+                let _ended = writer.shutdown().await;
+            });
+        }
+    });
+    Ok(Target::Tcp(address.into()))
+}
+
+pub(crate) fn any_port() -> Target {
+    Target::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)).into())
+}
+
+pub(crate) fn address(target: &Target) -> Result<SocketAddr> {
+    match target {
+        Target::Tcp(address) => address.as_socket_addr().context("an IP address"),
+        Target::Unix(_) => Err(anyhow!("not a TCP target")),
+    }
+}
+
+/// Exposes an echo server at `provider` and waits until callers can open it.
+pub(crate) async fn expose_echo(provider: &AgentHandle, tasks: &Scope) -> Result<()> {
+    let target = echo_server(tasks).await?;
+    assert!(provider.expose("echo".parse()?, target, Default::default()));
+    Ok(())
+}
+
+pub(crate) async fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).await?;
+    let (mut reader, mut writer) = stream.split();
+    let mut answer = Vec::new();
+    let send = async {
+        writer.write_all(bytes).await?;
+        writer.shutdown().await
+    };
+    let (sent, received) = tokio::join!(send, reader.read_to_end(&mut answer));
+    sent?;
+    received?;
+    Ok(answer)
+}
+
+/// Repeats an exchange until it works: a registration takes a moment to reach everybody.
+pub(crate) async fn eventually(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    let attempts = async {
+        loop {
+            match exchange(address, bytes).await {
+                Ok(answer) if answer.len() == bytes.len() => return answer,
+                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    tokio::time::timeout(READY, attempts)
+        .await
+        .context("the service never answered")
+}
