@@ -1,9 +1,11 @@
-//! Work on the repository itself: `cargo xtask tidy` checks its rules, `cargo xtask gen` writes its generated pages.
+//! Work on the repository itself: `cargo xtask tidy` checks its rules, `gen` writes its generated pages, and
+//! `untested` lists the reasons that no test speaks of.
 //!
 //! A rule lives here when neither the compiler nor clippy can hold it: which crate may know which, what a file
 //! must look like, and that a generated page is what its source says. Each check is a function from text to
 //! findings, so that its tests show it failing. Deliberately absent: anything that builds or releases.
 
+mod coverage;
 mod edges;
 mod finding;
 mod leaks;
@@ -16,6 +18,7 @@ mod shape;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use sealock_core::reason::Reason;
 
 use crate::{finding::Finding, repository::Repository};
 
@@ -50,8 +53,27 @@ fn run(verb: &str) -> Result<Vec<String>> {
     match verb {
         "tidy" => Ok(tidy(&repository)?.iter().map(Finding::to_string).collect()),
         "gen" => reference::write(repository.root()),
-        _ => bail!("usage: cargo xtask tidy|gen"),
+        "untested" => untested(&repository),
+        _ => bail!("usage: cargo xtask tidy|gen|untested"),
     }
+}
+
+/// The reasons that no test speaks of, one line each.
+fn untested(repository: &Repository) -> Result<Vec<String>> {
+    let mut tests = coverage::Tests::default();
+    for path in repository
+        .files()
+        .filter(|path| path.ends_with(".rs") && !path.starts_with("xtask/"))
+    {
+        if let Some(text) = repository.read(path)? {
+            tests.add(path, &text);
+        }
+    }
+    let reasons = tests.untested(Reason::ALL);
+    Ok(reasons
+        .iter()
+        .map(|reason| format!("no test speaks of {reason}"))
+        .collect())
 }
 
 /// Every check over every file, in the order of the files.
