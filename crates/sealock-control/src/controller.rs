@@ -299,7 +299,7 @@ struct Keeper {
 impl Keeper {
     async fn run(self, spawner: Spawner) {
         let mut renew_at = self.half_life();
-        let mut pause = TIDY;
+        let mut pause = self.beat();
         loop {
             tokio::select! {
                 biased; // a stopping controller begins nothing
@@ -310,7 +310,7 @@ impl Keeper {
             if let Err(err) = self.tidy(now).await {
                 tracing::warn!(%err, "what has ended could not be dropped");
             }
-            pause = TIDY.min(self.beat());
+            pause = self.beat();
             if now < renew_at {
                 continue;
             }
@@ -336,7 +336,9 @@ impl Keeper {
     /// Short certificates, as tests and laboratories use them, need a shorter beat.
     fn beat(&self) -> Duration {
         let quarter = self.own.authority.leaf_lifetime() / 4;
-        quarter.unsigned_abs().max(Duration::from_secs(1))
+        quarter
+            .unsigned_abs()
+            .clamp(Duration::from_millis(100), TIDY)
     }
 
     async fn renew(&self, now: Timestamp) -> anyhow::Result<()> {

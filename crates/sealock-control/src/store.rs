@@ -353,6 +353,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     ) -> Result<bool, StoreError>;
     /// The version of each tenant's view.
     async fn versions(&self) -> Result<BTreeMap<TenantName, ViewVersion>, StoreError>;
+    /// Makes the version of a tenant's view greater than `than`, if it is not.
+    async fn raise_view(
+        &self,
+        tenant: &TenantName,
+        than: ViewVersion,
+        act: &Act,
+    ) -> Result<(), StoreError>;
     /// A tenant's entries and their version, read in one moment.
     async fn view(&self, tenant: &TenantName) -> Result<(ViewVersion, Entries), StoreError>;
     /// How much there is in a tenant.

@@ -232,6 +232,28 @@ async fn a_watcher_that_fell_behind_gets_the_whole_view_and_a_near_one_the_diffe
     }
 }
 
+/// A database that was restored from a copy is behind its nodes, and they would refuse every older view.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_behind_its_nodes_goes_past_them() {
+    let running = started(|_| ()).await;
+    let member = running.join("web-1").await;
+    let claimed = ViewVersion(500);
+    let have = BTreeMap::from([(agent("web-1").tenant, claimed)]);
+    let mut watch = member.client.watch(&have).await.expect("watches");
+    let mut held = Held::default();
+    let past = |view: &View| view.head.version > claimed;
+    until(&mut watch, &mut held, &member.trust, past).await;
+    let other = BTreeMap::from([("other".parse().expect("canonical"), claimed)]);
+    call(&member.client, "watch").await.expect("served");
+    member.client.watch(&other).await.expect("served");
+    let list = api::audit::ListRequest {
+        action: Some("view.raise".to_owned()),
+        ..Default::default()
+    };
+    let rows = running.client.call::<api::audit::List>(&list).await;
+    assert_eq!(rows.expect("listed").rows.len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_lets_in_once_in_time_and_in_its_role() {
     let running = started(|_| ()).await;

@@ -34,6 +34,7 @@ use crate::views::{Mark, Views};
 pub const LEASE: SignedDuration = SignedDuration::from_secs(60);
 const SERVICES: usize = 1_024; // of one agent; a heartbeat names them all
 const ADDRESSES: usize = 16; // of one relay; a join token takes no more
+const LEAP: u64 = 1_000_000; // more changes than a copy can have missed; a claim beyond it is a lie
 const SECRET_LENGTH: usize = 16;
 
 /// What all methods share.
@@ -193,6 +194,33 @@ impl NodeService {
         let (principal, certificate) = redeemed.map_err(|error| status(&error))?;
         self.shared.views.poke();
         Ok(self.identity(&principal, certificate))
+    }
+
+    /// A node that knows a newer view than we have shows that our database is a restored copy. Nodes never go back, so
+    /// our version goes past theirs; otherwise they would keep the rules and revocations of before for good.
+    async fn catch_up(
+        &self,
+        caller: &Caller,
+        have: &BTreeMap<TenantName, Has>,
+    ) -> Result<(), Status> {
+        for (tenant, has) in have.iter().filter(|(tenant, _)| caller.may_see(tenant)) {
+            let Some(newest) = self.shared.views.newest(tenant) else {
+                continue;
+            };
+            let claimed = has.mark().version;
+            let ahead = claimed.0.saturating_sub(newest.head.head.version.0);
+            if ahead == 0 || ahead > LEAP {
+                continue;
+            }
+            tracing::warn!(%tenant, ahead, "a node knows a newer view: is the database a restored copy?");
+            let actor = &caller.identity.id.principal;
+            let act = Act::done((self.shared.now)(), actor, "view.raise", tenant);
+            let act = act.with(json!({"claimed": claimed, "ahead": ahead}));
+            let raised = self.shared.store.raise_view(tenant, claimed, &act).await;
+            raised.map_err(|error| status(&error))?;
+            self.shared.views.poke();
+        }
+        Ok(())
     }
 
     fn identity(&self, principal: &Principal, certificate: Certificate) -> proto::Identity {
@@ -370,6 +398,7 @@ impl Node for NodeService {
             let tenant = row.tenant.parse().map_err(|_| bad(BadMessage("tenant")))?;
             have.insert(tenant, Has::Claimed(ViewVersion(row.version)));
         }
+        self.catch_up(&caller, &have).await?;
         let watcher = Watcher::new(self.clone(), caller, have);
         let events = futures_util::stream::unfold(watcher, |mut watcher| async {
             let event = watcher.next().await?;

@@ -449,6 +449,15 @@ impl Store for SqliteStore {
         look!(self, |c| rules::versions(c))
     }
 
+    async fn raise_view(
+        &self,
+        tenant: &TenantName,
+        than: ViewVersion,
+        act: &Act,
+    ) -> Result<(), StoreError> {
+        change!(self, |c| rules::raise_view(c, tenant, than, act))
+    }
+
     async fn view(&self, tenant: &TenantName) -> Result<(ViewVersion, Entries), StoreError> {
         look!(self, |c| rules::view(c, tenant))
     }

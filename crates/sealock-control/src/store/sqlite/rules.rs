@@ -51,6 +51,26 @@ pub(super) async fn versions(
     found.into_iter().map(pair).collect()
 }
 
+pub(super) async fn raise_view(
+    connection: &mut SqliteConnection,
+    tenant: &TenantName,
+    than: ViewVersion,
+    act: &Act,
+) -> Result<(), StoreError> {
+    let out_of_range = StoreError::OutOfRange("version");
+    let next = than.0.checked_add(1).and_then(|it| i64::try_from(it).ok());
+    let next = next.ok_or(out_of_range)?;
+    let raised = sqlx::query("UPDATE views SET version = ?1 WHERE tenant = ?2 AND version < ?1")
+        .bind(next)
+        .bind(tenant.as_str())
+        .execute(&mut *connection)
+        .await?;
+    if raised.rows_affected() > 0 {
+        audit::record(connection, Some(tenant), std::slice::from_ref(act)).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn view(
     connection: &mut SqliteConnection,
     tenant: &TenantName,
