@@ -7,10 +7,10 @@
 use bytes::{Bytes, BytesMut};
 use sealock_core::reason::Reason;
 use sealock_net::e2e::{SealedReader, SealedWriter};
-use sealock_net::socket;
+use sealock_net::socket::{self, TcpReader, TcpWriter};
 use sealock_net::transport::{BiStream, RecvHalf, SendHalf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio::net::{TcpStream, UnixStream, unix};
 
 /// The most that is read at once from a socket. One buffer of this size lives while bytes move, none while a flow idles.
 const CHUNK: usize = 64 * 1024; // four TLS records; beyond this the measured gain is nil
@@ -36,7 +36,7 @@ impl Io {
     pub fn split(self) -> (Reader, Writer) {
         match self {
             Self::Tcp(stream) => {
-                let (reader, writer) = stream.into_split();
+                let (reader, writer) = socket::split(stream);
                 (Reader::Tcp(reader, BytesMut::new()), Writer::Tcp(writer))
             }
             Self::Unix(stream) => {
@@ -64,7 +64,7 @@ impl Io {
 #[derive(Debug)]
 pub enum Reader {
     /// A TCP connection, with the buffer that its next chunk goes to.
-    Tcp(tcp::OwnedReadHalf, BytesMut),
+    Tcp(TcpReader, BytesMut),
     /// A unix stream socket, with the buffer that its next chunk goes to.
     Unix(unix::OwnedReadHalf, BytesMut),
     /// Standard input, with the buffer that its next chunk goes to.
@@ -85,17 +85,17 @@ impl Reader {
     /// Safe: a chunk is either returned or still to be read.
     pub async fn read(&mut self) -> Result<Option<Bytes>, Reason> {
         match self {
-            Self::Tcp(half, buffer) => {
-                // Wait first, so that an idle flow holds no buffer.
+            Self::Tcp(half, buffer) => take(half.read(buffer, CHUNK).await, buffer),
+            Self::Unix(half, buffer) => loop {
                 half.readable().await.map_err(reset_by_peer)?;
                 buffer.reserve(CHUNK);
-                take(half.read_buf(buffer).await, buffer)
-            }
-            Self::Unix(half, buffer) => {
-                half.readable().await.map_err(reset_by_peer)?;
-                buffer.reserve(CHUNK);
-                take(half.read_buf(buffer).await, buffer)
-            }
+                match half.try_read_buf(buffer) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        *buffer = BytesMut::new();
+                    }
+                    outcome => return take(outcome, buffer),
+                }
+            },
             Self::Stdin(stdin, buffer) => {
                 buffer.reserve(CHUNK);
                 take(stdin.read_buf(buffer).await, buffer)
@@ -130,7 +130,7 @@ fn reset_by_peer(error: std::io::Error) -> Reason {
 #[derive(Debug)]
 pub enum Writer {
     /// A TCP connection.
-    Tcp(tcp::OwnedWriteHalf),
+    Tcp(TcpWriter),
     /// A unix stream socket.
     Unix(unix::OwnedWriteHalf),
     /// Standard output.
@@ -168,7 +168,7 @@ impl Writer {
     /// The reason why the other side cannot be told.
     pub async fn finish(&mut self) -> Result<(), Reason> {
         match self {
-            Self::Tcp(half) => half.shutdown().await.map_err(reset_by_peer),
+            Self::Tcp(half) => half.finish().map_err(reset_by_peer),
             Self::Unix(half) => half.shutdown().await.map_err(reset_by_peer),
             Self::Stdout(stdout) => stdout.shutdown().await.map_err(reset_by_peer),
             Self::Leg(half) => Ok(half.finish()?),
@@ -182,7 +182,7 @@ impl Writer {
     /// code tells it.
     pub fn reset(&mut self, reason: Reason) {
         match self {
-            Self::Tcp(half) => socket::reset_on_close(half.as_ref()),
+            Self::Tcp(half) => half.reset(),
             Self::Unix(_) | Self::Stdout(_) => {}
             Self::Leg(half) => half.reset(reason),
             Self::Sealed(half) => half.reset(reason),

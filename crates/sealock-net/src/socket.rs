@@ -1,11 +1,116 @@
-//! What the pipe needs of plain sockets beyond tokio.
+//! TCP sockets as the pipe needs them: two halves, and an end that is never clean by accident.
+//!
+//! A half that is dropped without an end resets the connection (RST). The library's own halves send FIN when they are
+//! dropped, which a peer would take for a clean end (lesson 03).
 
-use socket2::SockRef;
-use std::os::fd::AsFd;
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Makes the coming close of a TCP socket a reset (RST), so that its peer never takes it for a clean end.
-pub fn reset_on_close(socket: &impl AsFd) {
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+/// Makes the coming close of a socket a reset, so that its peer never takes it for a clean end.
+pub fn reset_on_close(socket: &TcpStream) {
     // Fails only on a socket that is closed already, and then there is nobody left to tell.
     let _gone = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Parts a connection into what is read and what is written.
+#[must_use]
+pub fn split(stream: TcpStream) -> (TcpReader, TcpWriter) {
+    let stream = Arc::new(stream);
+    let reader = TcpReader {
+        stream: Arc::clone(&stream),
+    };
+    let writer = TcpWriter {
+        stream,
+        ended: false,
+    };
+    (reader, writer)
+}
+
+/// The half of a connection that bytes come from.
+#[derive(Debug)]
+pub struct TcpReader {
+    stream: Arc<TcpStream>,
+}
+
+impl TcpReader {
+    /// Waits for bytes and puts at most `limit` of them into the empty `buffer`; 0 is the clean end. Holds no memory
+    /// while it waits.
+    ///
+    /// # Errors
+    /// What the operating system says; a reset above all.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn read(&mut self, buffer: &mut BytesMut, limit: usize) -> io::Result<usize> {
+        loop {
+            self.stream.readable().await?;
+            buffer.reserve(limit);
+            match self.stream.try_read_buf(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Readiness is a guess; a flow that idles must not keep what a wrong one took.
+                    *buffer = BytesMut::new();
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+/// The half of a connection that bytes go to. Dropped without an end, it resets the connection.
+#[derive(Debug)]
+pub struct TcpWriter {
+    stream: Arc<TcpStream>,
+    ended: bool,
+}
+
+impl TcpWriter {
+    /// Writes all of `bytes`.
+    ///
+    /// # Errors
+    /// What the operating system says; a reset above all.
+    ///
+    /// # Cancel safety
+    /// Not safe: part of the bytes may be written.
+    pub async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.stream.try_write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.stream.writable().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends this direction cleanly; the other one goes on.
+    ///
+    /// # Errors
+    /// When the peer is gone.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.ended = true;
+        SockRef::from(self.stream.as_ref()).shutdown(Shutdown::Write)
+    }
+
+    /// Ends the connection abnormally, both directions at once, as soon as both halves are dropped.
+    pub fn reset(&mut self) {
+        self.ended = true;
+        reset_on_close(&self.stream);
+    }
+}
+
+impl Drop for TcpWriter {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.reset();
+        }
+    }
 }

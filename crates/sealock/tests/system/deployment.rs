@@ -10,11 +10,13 @@ use sealock_agent::{AgentConfig, AgentHandle};
 use sealock_control::controller::{self, ControllerHandle, Starter};
 use sealock_core::address::{HostPort, Target};
 use sealock_core::api::token::CreateRequest;
+use sealock_core::api::{Method, service};
 use sealock_core::identity::Role;
 use sealock_core::token::JoinToken;
 use sealock_net::identity::IdentityDir;
 use sealock_net::join;
 use sealock_net::task::Scope;
+use sealock_net::unix::UnixClient;
 use sealock_proto::wire::SessionKind;
 use sealock_relay::{RelayConfig, RelayHandle};
 use tempfile::TempDir;
@@ -87,6 +89,31 @@ impl Deployment {
         Ok(agent)
     }
 
+    /// Calls a method of the administrators' interface over its socket.
+    pub(crate) async fn admin<M: Method>(&self, request: &M::Request) -> Result<M::Response> {
+        let client = UnixClient::new(self.state.path().join("controller/admin.sock"));
+        Ok(client.call::<M>(request).await?)
+    }
+
+    /// Waits until the controller lists the service.
+    pub(crate) async fn registered(&self, name: &str) -> Result<()> {
+        let request = service::ListRequest {
+            tenant: "default".parse()?,
+        };
+        let look = async {
+            loop {
+                let list = self.admin::<service::List>(&request).await?;
+                if list.services.iter().any(|row| row.name.as_str() == name) {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(READY, look)
+            .await
+            .context("the service was never registered")?
+    }
+
     pub(crate) async fn stop(self) {
         self.relay.stop().await;
         self.scope.shutdown(Duration::from_secs(2)).await;
@@ -141,21 +168,31 @@ pub(crate) async fn token(
     Ok(created.text.parse()?)
 }
 
-/// Answers every connection with what it sends, until its end, and then ends too.
-pub(crate) async fn echo_server(tasks: &Scope) -> Result<Target> {
+/// Serves every connection of a listener on loopback; returns its address.
+pub(crate) async fn serve<F, Served>(tasks: &Scope, serve: F) -> Result<Target>
+where
+    F: Fn(TcpStream) -> Served + Send + Sync + 'static,
+    Served: Future<Output = ()> + Send + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let spawner = tasks.spawner();
-    tasks.spawn("echo", async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            spawner.spawn("echo", async move {
-                let (mut reader, mut writer) = stream.split();
-                let _ended = tokio::io::copy(&mut reader, &mut writer).await;
-                let _ended = writer.shutdown().await;
-            });
+    tasks.spawn("server", async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            spawner.spawn("served", serve(stream));
         }
     });
     Ok(Target::Tcp(address.into()))
+}
+
+/// Answers every connection with what it sends, until its end, and then ends too.
+pub(crate) async fn echo_server(tasks: &Scope) -> Result<Target> {
+    let echo = |mut stream: TcpStream| async move {
+        let (mut reader, mut writer) = stream.split();
+        let _ended = tokio::io::copy(&mut reader, &mut writer).await;
+        let _ended = writer.shutdown().await;
+    };
+    serve(tasks, echo).await
 }
 
 pub(crate) fn any_port() -> Target {

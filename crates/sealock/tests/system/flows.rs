@@ -1,11 +1,79 @@
 //! Flows through the whole system: what arrives, how it ends, and what policy lets through.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sealock_agent::AgentHandle;
 use sealock_control::controller::Starter;
+use sealock_core::api::{agent, policy};
+use sealock_core::reason::Reason;
 use sealock_net::task::Scope;
 use sealock_proto::wire::SessionKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::deployment::{Deployment, address, any_port, eventually, expose_echo};
+use crate::deployment::{
+    Deployment, address, any_port, echo_server, eventually, expose_echo, serve,
+};
+
+/// A deployment with one flow over which bytes go round without end.
+struct LiveFlow {
+    deployment: Deployment,
+    agents: [AgentHandle; 2],
+    stream: TcpStream,
+    _tasks: Scope,
+}
+
+/// H3, H6: policy's hand reaches live flows within this.
+const CUT_DEADLINE: Duration = Duration::from_secs(5);
+
+impl LiveFlow {
+    async fn start() -> Result<Self> {
+        let tasks = Scope::new("test");
+        let deployment = Deployment::start(Starter::Open).await?;
+        let provider = deployment.agent("provider", SessionKind::Full).await?;
+        let caller = deployment.agent("caller", SessionKind::CallerOnly).await?;
+        expose_echo(&provider, &tasks).await?;
+        let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
+        eventually(listen, b"warm").await?;
+        let mut stream = TcpStream::connect(listen).await?;
+        stream.write_all(b"first").await?;
+        let mut first = [0; 5];
+        stream.read_exact(&mut first).await?;
+        Ok(Self {
+            deployment,
+            agents: [provider, caller],
+            stream,
+            _tasks: tasks,
+        })
+    }
+
+    /// The client keeps talking and must see a reset in time, never a clean end.
+    async fn expect_cut(mut self) -> Result<()> {
+        let talk = async {
+            let mut answer = [0; 4];
+            loop {
+                if let Err(error) = self.stream.write_all(b"more").await {
+                    return error;
+                }
+                match self.stream.read(&mut answer).await {
+                    Ok(0) => return std::io::ErrorKind::UnexpectedEof.into(),
+                    Ok(_) => {}
+                    Err(error) => return error,
+                }
+            }
+        };
+        let ended = tokio::time::timeout(CUT_DEADLINE, talk)
+            .await
+            .context("the flow was not cut")?;
+        assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset, "{ended}");
+        for agent in self.agents {
+            agent.stop().await;
+        }
+        self.deployment.stop().await;
+        Ok(())
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_go_both_ways_between_two_agents_through_the_relay() -> Result<()> {
@@ -20,6 +88,120 @@ async fn bytes_go_both_ways_between_two_agents_through_the_relay() -> Result<()>
     assert!(answer == bytes, "the echo differs");
     caller.stop().await;
     provider.stop().await;
+    deployment.stop().await;
+    Ok(())
+}
+
+/// Reads until the end, and says whether it was clean.
+async fn read_to_end(mut stream: TcpStream) -> (Vec<u8>, std::io::Result<()>) {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) => return (bytes, Ok(())),
+            Ok(length) => bytes.extend_from_slice(&buffer[..length]),
+            Err(error) => return (bytes, Err(error)),
+        }
+    }
+}
+
+fn is_reset(outcome: &std::io::Result<()>) -> bool {
+    matches!(outcome, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+// Done when: without a rule the open fails in < 300 ms with the reason, and the client sees no byte of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_rule_a_client_sees_a_reset_and_no_byte() -> Result<()> {
+    let tasks = Scope::new("test");
+    let deployment = Deployment::start(Starter::Closed).await?;
+    let provider = deployment.agent("provider", SessionKind::Full).await?;
+    let caller = deployment.agent("caller", SessionKind::CallerOnly).await?;
+    expose_echo(&provider, &tasks).await?;
+    deployment.registered("echo").await?;
+    let listen = caller.connect("echo".parse()?, &any_port()).await?;
+    let (bytes, outcome) = read_to_end(TcpStream::connect(address(&listen)?).await?).await;
+    assert!(
+        bytes.is_empty() && is_reset(&outcome),
+        "{bytes:?} {outcome:?}"
+    );
+    assert_eq!(caller.stdio("echo".parse()?).await, Reason::PolicyDenied);
+    deployment.stop().await;
+    Ok(())
+}
+
+// H6: a rule that is taken back cuts the live flows that it allowed, abnormally, on both sides.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn taking_a_rule_back_resets_the_live_flows_that_it_allowed() -> Result<()> {
+    let live = LiveFlow::start().await?;
+    let remove = policy::RemoveRequest {
+        tenant: "default".parse()?,
+        id: "starter".parse()?,
+    };
+    live.deployment.admin::<policy::Remove>(&remove).await?;
+    live.expect_cut().await
+}
+
+// H3: a revoked agent's live flows are cut, and it gets no new session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoking_an_agent_cuts_its_live_flows() -> Result<()> {
+    let live = LiveFlow::start().await?;
+    let revoke = agent::RevokeRequest {
+        tenant: "default".parse()?,
+        name: "caller".parse()?,
+    };
+    live.deployment.admin::<agent::Revoke>(&revoke).await?;
+    live.expect_cut().await
+}
+
+// A9, F09: each direction ends on its own; a request behind a half-close is answered whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_close_is_carried_and_the_other_direction_goes_on() -> Result<()> {
+    let tasks = Scope::new("test");
+    let deployment = Deployment::start(Starter::Open).await?;
+    let provider = deployment.agent("provider", SessionKind::Full).await?;
+    let caller = deployment.agent("caller", SessionKind::CallerOnly).await?;
+    // Speaks only after it has heard the end.
+    let target = serve(&tasks, |mut stream: TcpStream| async move {
+        let mut heard = Vec::new();
+        if stream.read_to_end(&mut heard).await.is_ok() {
+            heard.reverse();
+            let _told = stream.write_all(&heard).await;
+            let _told = stream.shutdown().await;
+        }
+    })
+    .await?;
+    assert!(provider.expose("late".parse()?, target, Default::default()));
+    let listen = address(&caller.connect("late".parse()?, &any_port()).await?)?;
+    assert_eq!(eventually(listen, b"abc").await?, b"cba");
+    deployment.stop().await;
+    Ok(())
+}
+
+// F07, F09, lesson 03: a server that resets is a reset at the client, never a clean end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_of_the_server_reaches_the_client_as_a_reset() -> Result<()> {
+    let tasks = Scope::new("test");
+    let deployment = Deployment::start(Starter::Open).await?;
+    let provider = deployment.agent("provider", SessionKind::Full).await?;
+    let caller = deployment.agent("caller", SessionKind::CallerOnly).await?;
+    let echo = echo_server(&tasks).await?;
+    assert!(provider.expose("echo".parse()?, echo, Default::default()));
+    let target = serve(&tasks, |mut stream: TcpStream| async move {
+        let mut request = [0; 4];
+        if stream.read_exact(&mut request).await.is_ok() && stream.write_all(b"half").await.is_ok()
+        {
+            sealock_net::socket::reset_on_close(&stream);
+        }
+    })
+    .await?;
+    assert!(provider.expose("rude".parse()?, target, Default::default()));
+    let echo = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
+    eventually(echo, b"both services are known now").await?;
+    let listen = address(&caller.connect("rude".parse()?, &any_port()).await?)?;
+    let mut stream = TcpStream::connect(listen).await?;
+    stream.write_all(b"ping").await?;
+    let (bytes, outcome) = read_to_end(stream).await;
+    assert!(is_reset(&outcome), "{bytes:?} {outcome:?}");
     deployment.stop().await;
     Ok(())
 }
