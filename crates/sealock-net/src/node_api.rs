@@ -31,6 +31,7 @@ use crate::tls::signed::SignedHead;
     unused_qualifications,
     clippy::all,
     clippy::use_self,
+    clippy::too_many_lines,
     clippy::wildcard_enum_match_arm,
     clippy::allow_attributes_without_reason,
     reason = "generated code"
