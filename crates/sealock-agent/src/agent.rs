@@ -21,7 +21,7 @@ use sealock_net::admin::{self, AdminError};
 use sealock_net::e2e::EndToEnd;
 use sealock_net::files::{self, FileError};
 use sealock_net::identity::{IdentityDir, IdentityStore, LoadError, Svid, Trust, TrustStore};
-use sealock_net::link::Link;
+use sealock_net::link::{Link, RenewError};
 use sealock_net::node_api::NodeClient;
 use sealock_net::session::{self, Dialer, SessionConfig, Sessions, State};
 use sealock_net::task::Scope;
@@ -29,7 +29,7 @@ use sealock_net::transport::{Endpoint, Settings};
 use sealock_net::unix::{BindError, PrivateListener};
 use sealock_net::views::ViewStore;
 use sealock_proto::wire::SessionKind;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::control;
 use crate::judge::{CallerJudge, ProviderJudge};
@@ -168,6 +168,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     let endpoint = Endpoint::client(Settings::default()).map_err(StartError::Udp)?;
     let offers = Offers::new();
     let (offered_in, offered) = mpsc::channel(OFFERED_LIMIT);
+    let (renewed_in, renewed) = watch::channel(());
     let (sessions, keep_session) = session::maintain(SessionConfig {
         relays: config.relays.clone(),
         dialer: Dialer::for_sessions(endpoint.clone(), &identity, &trust),
@@ -175,6 +176,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         kind: config.kind,
         offers: offers.names(),
         offered: offered_in,
+        renewed,
     });
     standing.spawn("session", keep_session);
 
@@ -227,6 +229,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         "policy",
         follow_policy(caller.clone(), provider, views.clone(), offers.clone()),
     );
+    standing.spawn("renewed", tell_renewals(link.clone(), renewed_in));
     let generation = spawn_link(&config, &standing, &link, &parts);
     if let Some(path) = &config.socket {
         let listener = PrivateListener::bind(path.clone())?;
@@ -303,6 +306,14 @@ async fn follow_policy(caller: Hop, provider: Hop, views: ViewStore, offers: Off
     }
 }
 
+/// A renewed certificate is worth nothing until the session and the calls are made with it.
+async fn tell_renewals(link: Link, renewed: watch::Sender<()>) {
+    let mut renewals = link.renewals();
+    while renewals.changed().await.is_ok() {
+        renewed.send_replace(());
+    }
+}
+
 fn spawn_link(config: &AgentConfig, scope: &Scope, link: &Link, parts: &Parts) -> u64 {
     let (watcher, views) = (link.clone(), parts.views.clone());
     scope.spawn("views", async move { watcher.keep_views(&views).await });
@@ -361,6 +372,14 @@ async fn serve_admin(
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
 impl AgentHandle {
+    /// Renews the certificate now, as happens by itself at half of its life.
+    ///
+    /// # Errors
+    /// When the controller does not issue one; the old one stays.
+    pub async fn renew(&self) -> Result<(), RenewError> {
+        self.link.renew().await
+    }
+
     /// Who it is.
     #[must_use]
     pub fn id(&self) -> &SpiffeId {

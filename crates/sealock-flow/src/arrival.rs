@@ -59,7 +59,7 @@ pub enum Near {
     /// At a relay: the caller's leg. Its provider answers through the relay; only a refusal is the relay's own.
     Leg(BiStream),
     /// At a provider: a caller who proved its identity end to end and waits inside the encryption.
-    Sealed(Caller),
+    Sealed(Box<Caller>),
 }
 
 /// The most that is taken along with an open before it is answered.

@@ -1,7 +1,7 @@
 //! The third stage: policy's verdict, a permit that it can take back, and the ways to try in order.
 
 use sealock_core::fact::Facts;
-use sealock_core::policy::{Action, Decision as Verdict, RuleId};
+use sealock_core::policy::{Action, RuleId};
 use sealock_core::reason::Reason;
 use sealock_net::views::ViewStore;
 
@@ -37,9 +37,11 @@ pub fn by_view(views: &ViewStore, facts: &Facts) -> Result<RuleId, Reason> {
         return Err(Reason::IdentityRevoked);
     }
     let now = jiff::Timestamp::now();
-    match view.judge(&facts.caller.value, Action::Open, &facts.service.value, now) {
-        Verdict::Allowed { rule } => Ok(rule),
-        denied => Err(denied.reason().unwrap_or(Reason::PolicyDenied)),
+    let (caller, service) = (&facts.caller.value, &facts.service.value);
+    let verdict = view.judge(caller, Action::Open, service, now);
+    match (verdict.reason(), verdict.rule()) {
+        (None, Some(rule)) => Ok(rule.clone()),
+        (reason, _) => Err(reason.unwrap_or(Reason::PolicyDenied)),
     }
 }
 

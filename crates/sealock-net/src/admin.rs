@@ -3,6 +3,7 @@
 //! `/metrics` speaks OpenMetrics, `/healthz` says that the process runs, `/readyz` says whether it can do its work and
 //! if not, why. The address must be loopback: these pages are for the machine, not for the network.
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -52,12 +53,12 @@ pub async fn serve(
     let bind = |source| AdminError::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(bind)?;
     let bound = listener.local_addr().map_err(bind)?;
-    let registry = Arc::new(registry);
+    let registry = Arc::new(registry); // handlers are cloned for each request
     let router = Router::new()
-        .route("/metrics", get(move || metrics(Arc::clone(&registry))))
-        .route("/healthz", get(|| std::future::ready("ok\n")))
-        .route("/livez", get(|| std::future::ready("ok\n")))
-        .route("/readyz", get(move || ready(Arc::clone(&readiness))));
+        .route("/metrics", get(move || ready(metrics(&registry))))
+        .route("/healthz", get(|| ready("ok\n")))
+        .route("/livez", get(|| ready("ok\n")))
+        .route("/readyz", get(move || ready(readyz(&readiness()))));
     tasks.spawn("admin", async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(err = %error, "the admin address is no longer served");
@@ -66,9 +67,9 @@ pub async fn serve(
     Ok(bound)
 }
 
-async fn metrics(registry: Arc<Registry>) -> Response {
+fn metrics(registry: &Registry) -> Response {
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &registry) {
+    match prometheus_client::encoding::text::encode(&mut text, registry) {
         Ok(()) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
@@ -77,8 +78,7 @@ async fn metrics(registry: Arc<Registry>) -> Response {
     }
 }
 
-async fn ready(readiness: Readiness) -> Response {
-    let missing = readiness();
+fn readyz(missing: &[&'static str]) -> Response {
     let status = if missing.is_empty() {
         StatusCode::OK
     } else {

@@ -243,10 +243,10 @@ fn take_delta(
 }
 
 fn report_away(error: &CallError) {
-    match error.reason() {
-        Reason::ControllerUnreachable => {
-            tracing::info!(err = %error, "the controller is away; what is known keeps working");
-        }
-        reason => tracing::warn!(reason = reason.code(), "the controller refuses this node"),
+    let reason = error.reason();
+    if reason == Reason::ControllerUnreachable {
+        tracing::info!(err = %error, "the controller is away; what is known keeps working");
+    } else {
+        tracing::warn!(reason = reason.code(), "the controller refuses this node");
     }
 }

@@ -162,10 +162,11 @@ pub struct SessionConfig {
     pub offers: watch::Receiver<BTreeSet<ServiceName>>,
     /// Where offered legs go; when it is full, a leg is refused.
     pub offered: mpsc::Sender<Offered>,
+    /// Tells when the identity was renewed: the session is then made anew, and the old one lives on for its streams.
+    pub renewed: watch::Receiver<()>,
 }
 
-/// Begins to keep a session, and says how to get at it.
-#[must_use]
+/// Says how to get at the session that the returned future keeps.
 pub fn maintain(config: SessionConfig) -> (Sessions, impl Future<Output = ()> + Send + 'static) {
     // A configuration without relays never gets anywhere; `sealock` refuses it before.
     let first = config.relays.first().cloned();
@@ -203,7 +204,8 @@ async fn keep(mut config: SessionConfig, publish: Publisher) {
     loop {
         for relay in config.relays.clone() {
             let began = Instant::now();
-            let reason = one(&mut config, &relay, &publish).await;
+            config.renewed.mark_unchanged();
+            let reason = one(&config, &relay, &publish).await;
             publish.set(&relay, State::Connecting { last: Some(reason) });
             if began.elapsed() > STABLE {
                 pause = FIRST_PAUSE;
@@ -237,29 +239,72 @@ fn report(relay: &HostPort, reason: Reason) {
 }
 
 /// Makes one session and keeps it until it ends; says why it did.
-async fn one(config: &mut SessionConfig, relay: &HostPort, publish: &Publisher) -> Reason {
-    let connection = match config.dialer.dial(relay).await {
-        Ok(connection) => connection,
-        Err(error) => {
-            tracing::debug!(%relay, err = %error, "dialling the relay failed");
-            return error.reason();
-        }
+async fn one(config: &SessionConfig, relay: &HostPort, publish: &Publisher) -> Reason {
+    let mut live = match establish(config, relay).await {
+        Ok(live) => live,
+        Err(reason) => return reason,
     };
-    let scope = Scope::new("session");
-    let ended = match greet(config, &connection).await {
-        Ok((mut control, number)) => {
+    loop {
+        publish.set(relay, State::Up(live.session.clone()));
+        match live.run(config, replacement(config, relay)).await {
+            // The old connection ends by itself with the last of its streams.
+            Ended::Replaced(next) => live = *next,
+            Ended::Lost(reason) => {
+                live.session.connection.close(reason);
+                return reason;
+            }
+        }
+    }
+}
+
+/// A session that is up, with its control stream.
+struct Live {
+    session: Session,
+    control: Control,
+}
+
+/// How a session of [`one`] ended.
+enum Ended {
+    Lost(Reason),
+    Replaced(Box<Live>),
+}
+
+async fn establish(config: &SessionConfig, relay: &HostPort) -> Result<Live, Reason> {
+    let connection = config.dialer.dial(relay).await.map_err(|error| {
+        tracing::debug!(%relay, err = %error, "dialling the relay failed");
+        error.reason()
+    })?;
+    match greet(config, &connection).await {
+        Ok((control, number)) => {
             tracing::info!(%relay, session_id = number, "session up");
-            let session = Session {
-                connection: connection.clone(),
-                number,
-            };
-            publish.set(relay, State::Up(session));
-            control.run(config, &connection, &scope).await
+            let session = Session { connection, number };
+            Ok(Live { session, control })
         }
-        Err(reason) => reason,
-    };
-    connection.close(ended);
-    ended
+        Err(reason) => {
+            connection.close(reason);
+            Err(reason)
+        }
+    }
+}
+
+/// Waits for a renewed identity and makes a session with it, while the old one still serves.
+async fn replacement(config: &SessionConfig, relay: &HostPort) -> Live {
+    let mut renewed = config.renewed.clone();
+    if renewed.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    loop {
+        match establish(config, relay).await {
+            Ok(live) => return live,
+            Err(reason) => {
+                tracing::info!(
+                    reason = reason.code(),
+                    "no session with the renewed identity yet"
+                );
+                tokio::time::sleep(LONGEST_PAUSE.mul_f64(rand::random_range(0.1..1.0))).await;
+            }
+        }
+    }
 }
 
 /// How long the relay may take to welcome us.
@@ -320,19 +365,23 @@ impl Control {
             .handle_message(message)
             .map_err(|violation| violation.0)
     }
+}
 
-    /// Keeps the session until it ends; says why it did.
-    async fn run(
-        &mut self,
-        config: &mut SessionConfig,
-        connection: &Connection,
-        scope: &Scope,
-    ) -> Reason {
+impl Live {
+    /// Keeps the session until it ends or another one takes its place.
+    async fn run(&mut self, config: &SessionConfig, next: impl Future<Output = Self>) -> Ended {
+        let scope = Scope::new("session");
         let headless = Arc::new(Semaphore::new(HEADLESS_LIMIT));
         let mut offers = config.offers.clone();
         let (heard_in, mut heard) = mpsc::channel(16);
-        // Messages are read in a task of their own, because a read that is cancelled half-way loses its place.
-        let (reader, writer) = (&mut self.reader, &mut self.writer);
+        let connection = &self.session.connection;
+        let Control {
+            reader,
+            writer,
+            side,
+            offered,
+        } = &mut self.control;
+        // Messages are read in a future of their own, because a read that is cancelled half-way loses its place.
         let listen = async move {
             loop {
                 let message = message::read(reader)
@@ -344,15 +393,21 @@ impl Control {
                 }
             }
         };
-        tokio::pin!(listen);
+        tokio::pin!(listen, next);
         let mut listening = true;
         offers.mark_changed();
         loop {
             let step = tokio::select! {
                 biased; // news of the session before new work on it
-                lost = connection.closed() => return lost.reason(),
+                lost = connection.closed() => return Ended::Lost(lost.reason()),
                 Some(message) = heard.recv() => {
-                    message.and_then(|message| on_message(&mut self.side, message))
+                    message.and_then(|message| on_message(side, message))
+                }
+                next = &mut next => {
+                    // Takes no new streams; a farewell that fails changes nothing.
+                    let _told = writer.write(Message::Drain.encode()).await;
+                    let _told = writer.finish();
+                    return Ended::Replaced(Box::new(next));
                 }
                 () = &mut listen, if listening => {
                     listening = false;
@@ -360,20 +415,19 @@ impl Control {
                 }
                 Ok(()) = offers.changed() => {
                     let wanted = offers.borrow_and_update().clone();
-                    send_offers(&mut self.side, writer, &mut self.offered, wanted).await
+                    send_offers(side, writer, offered, wanted).await
                 }
                 stream = connection.accept_bi() => match stream {
                     Ok(leg) => {
-                        take_in(leg, config.offered.clone(), Arc::clone(&headless), scope);
+                        take_in(leg, config.offered.clone(), Arc::clone(&headless), &scope);
                         Ok(())
                     }
                     Err(lost) => Err(lost.reason()),
                 }
             };
             if let Err(reason) = step {
-                return connection
-                    .close_reason()
-                    .map_or(reason, |lost| lost.reason());
+                let closed = connection.close_reason();
+                return Ended::Lost(closed.map_or(reason, |lost| lost.reason()));
             }
         }
     }

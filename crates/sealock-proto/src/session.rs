@@ -45,6 +45,7 @@ pub enum RelayEvent {
 #[derive(Debug, Default)]
 pub struct RelaySide {
     greeted: Option<SessionKind>,
+    draining: bool,
     offers: BTreeSet<ServiceName>,
 }
 
@@ -53,6 +54,12 @@ impl RelaySide {
     #[must_use]
     pub fn offers(&self) -> &BTreeSet<ServiceName> {
         &self.offers
+    }
+
+    /// Whether the agent said that it takes no new streams: its control stream may end without ending the session.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining
     }
 
     /// Takes the agent's next message.
@@ -69,7 +76,9 @@ impl RelaySide {
                 Ok(RelayEvent::Greeted(hello))
             }
             // A session that only calls has nothing to offer.
-            Message::Register(list) if self.greeted == Some(SessionKind::Full) => {
+            Message::Register(list)
+                if self.greeted == Some(SessionKind::Full) && !self.draining =>
+            {
                 self.offers.extend(list.names.iter().cloned());
                 if self.offers.len() > SERVICES_PER_SESSION {
                     return Err(Violation(Reason::QuotaExceeded));
@@ -88,7 +97,11 @@ impl RelaySide {
                     asked: Vec::new(),
                 })
             }
-            Message::Drain if self.greeted.is_some() => Ok(RelayEvent::Draining),
+            Message::Drain if self.greeted.is_some() => {
+                self.draining = true;
+                self.offers.clear();
+                Ok(RelayEvent::Draining)
+            }
             Message::Bye(reason) => Ok(RelayEvent::Left(reason)),
             Message::Hello(_)
             | Message::Register(_)

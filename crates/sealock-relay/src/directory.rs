@@ -52,13 +52,38 @@ pub struct Directory {
 struct Slots {
     full: Option<Arc<Live>>,
     callers: Vec<Arc<Live>>,
+    /// Earlier sessions of the same process, alive for the streams that still run on them.
+    retired: Vec<Arc<Live>>,
 }
 
 impl Slots {
+    /// Puts a session in the place of the agent's own; returns those that have to go.
+    fn replace(&mut self, newer: &Arc<Live>) -> Vec<Arc<Live>> {
+        let Some(older) = self.full.replace(Arc::clone(newer)) else {
+            return Vec::new();
+        };
+        if older.instance != newer.instance {
+            // Two machines with one identity, or a restart that was seen before the end of the old process.
+            tracing::warn!(session_id = older.number, agent = %older.agent, "another process took this agent's place");
+            return std::iter::once(older)
+                .chain(self.retired.drain(..))
+                .collect();
+        }
+        // The same process with a renewed certificate, or after a loss that it saw first: what it offered goes on
+        // without a gap, and what still runs on the older session may end in peace.
+        newer.set_offers(older.offers.lock().clone());
+        self.retired.push(older);
+        let surplus = self.retired.len().saturating_sub(RETIRED_LIMIT);
+        self.retired.drain(..surplus).collect()
+    }
+
     fn all(&self) -> impl Iterator<Item = &Arc<Live>> {
-        self.full.iter().chain(&self.callers)
+        self.full.iter().chain(&self.callers).chain(&self.retired)
     }
 }
+
+/// How many earlier sessions of a process may live on.
+const RETIRED_LIMIT: usize = 4; // two hours of renewals at half of an hour's life
 
 /// How many sessions that only call an agent may have.
 const CALLERS_LIMIT: usize = 32; // as many `ssh` through one laptop as anybody opens at once
@@ -111,19 +136,19 @@ impl Directory {
             return Err(Reason::Overloaded);
         }
         let slots = sessions.entry(agent).or_default();
-        let older = match hello.kind {
-            SessionKind::Full => slots.full.replace(Arc::clone(&live)),
+        let gone = match hello.kind {
+            SessionKind::Full => slots.replace(&live),
             SessionKind::CallerOnly if slots.callers.len() >= CALLERS_LIMIT => {
                 return Err(Reason::QuotaExceeded);
             }
             SessionKind::CallerOnly => {
                 slots.callers.push(Arc::clone(&live));
-                None
+                Vec::new()
             }
         };
         drop(sessions);
-        if let Some(older) = older {
-            retire(&older, &live);
+        for session in gone {
+            session.connection.close(Reason::Superseded);
         }
         Ok(live)
     }
@@ -135,6 +160,9 @@ impl Directory {
             return;
         };
         slots.callers.retain(|caller| caller.number != live.number);
+        slots
+            .retired
+            .retain(|retired| retired.number != live.number);
         slots.full.take_if(|full| full.number == live.number);
         if slots.all().next().is_none() {
             sessions.remove(&live.agent);
@@ -221,19 +249,6 @@ impl Directory {
     pub fn agents(&self) -> usize {
         self.inner.sessions.lock().len()
     }
-}
-
-fn retire(older: &Live, newer: &Live) {
-    if older.instance == newer.instance {
-        tracing::debug!(
-            session_id = older.number,
-            "the agent came back; its older session ends"
-        );
-    } else {
-        // Two machines with one identity, or a restart that the relay saw before the end of the old process.
-        tracing::warn!(session_id = older.number, agent = %older.agent, "another process took this agent's place");
-    }
-    older.connection.close(Reason::Superseded);
 }
 
 impl Live {

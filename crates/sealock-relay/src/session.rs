@@ -6,6 +6,7 @@ use std::time::Duration;
 use sealock_core::identity::AgentId;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
+use sealock_flow::arrival::Near;
 use sealock_flow::hop::{self, Hop};
 use sealock_flow::inlet;
 use sealock_net::identity::PeerIdentity;
@@ -150,6 +151,8 @@ async fn run(
             lost = connection.closed() => return lost.reason(),
             Some(message) = heard.recv() => match message {
                 Ok(message) => on_message(shared, &mut side, &mut writer, live, message).await,
+                // An agent that said farewell lives on in its streams alone.
+                Err(_) if side.is_draining() => Ok(()),
                 Err(reason) => Err(reason),
             },
             () = &mut listen, if listening => {
@@ -238,6 +241,10 @@ fn take_in(shared: &Shared, live: &Arc<Live>, mut leg: BiStream, limits: &Limits
         let head = tokio::time::timeout(WORD_DEADLINE, message::read(&mut leg.recv)).await;
         drop(headless);
         match head {
+            Ok(Ok(Message::Open(_))) if live.peer.not_after < jiff::Timestamp::now() => {
+                // Streams outlive the certificate that opened them; new ones need one that is valid (F25).
+                Near::Leg(leg).refuse(Reason::NotAdmitted).await;
+            }
             Ok(Ok(Message::Open(open))) => {
                 let arrival = inlet::session::at_relay(&live.agent, &live.peer, open, leg);
                 hop::run(&shared.hop, arrival).await;

@@ -61,7 +61,7 @@ pub async fn at_provider(
         inlet: InletKind::Session,
         facts,
         leg: Some(leg_id),
-        near: Near::Sealed(caller),
+        near: Near::Sealed(Box::new(caller)),
     })
 }
 

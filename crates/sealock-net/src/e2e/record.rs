@@ -38,17 +38,20 @@ pub(super) fn server(config: Arc<ServerConfig>, stream: StreamId) -> Result<Tls,
 
 /// What TLS makes of a peer's bytes, as a reason: after the handshake only an attack or a defect breaks a record.
 fn reason_of(error: &rustls::Error, stream: StreamId) -> Reason {
+    use rustls::{AlertDescription, Error};
     tracing::warn!(stream_id = %stream, err = %error, "end-to-end encryption failed");
-    match error {
-        rustls::Error::DecryptError => Reason::Integrity,
-        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
-            Reason::PeerNotAuthentic
-        }
-        rustls::Error::AlertReceived(alert) => match alert {
-            rustls::AlertDescription::BadRecordMac => Reason::Integrity,
-            _ => Reason::PeerNotAuthentic,
-        },
-        _ => Reason::ProtocolViolation,
+    let altered = matches!(
+        error,
+        Error::DecryptError | Error::AlertReceived(AlertDescription::BadRecordMac)
+    );
+    let not_authentic = matches!(
+        error,
+        Error::InvalidCertificate(_) | Error::NoCertificatesPresented | Error::AlertReceived(_)
+    );
+    match (altered, not_authentic) {
+        (true, _) => Reason::Integrity,
+        (false, true) => Reason::PeerNotAuthentic,
+        (false, false) => Reason::ProtocolViolation,
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::deployment::{
-    Deployment, address, any_port, echo_server, eventually, expose_echo, serve,
+    Deployment, address, any_port, echo_server, eventually, exchange, expose_echo, serve,
 };
 
 /// A deployment with one flow over which bytes go round without end.
@@ -203,5 +203,24 @@ async fn a_reset_of_the_server_reaches_the_client_as_a_reset() -> Result<()> {
     let (bytes, outcome) = read_to_end(stream).await;
     assert!(is_reset(&outcome), "{bytes:?} {outcome:?}");
     deployment.stop().await;
+    Ok(())
+}
+
+// F25: certificates change under a live flow without a dropped byte, and new flows use the new ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_on_both_sides_drops_no_flow() -> Result<()> {
+    let mut live = LiveFlow::start().await?;
+    for round in 0..3u8 {
+        for agent in &live.agents {
+            agent.renew().await?;
+        }
+        live.stream.write_all(&[round]).await?;
+        let mut answer = [0; 1];
+        live.stream.read_exact(&mut answer).await?;
+        assert_eq!(answer, [round]);
+    }
+    let listen = live.agents[1].connect("echo".parse()?, &any_port()).await?;
+    assert_eq!(exchange(address(&listen)?, b"anew").await?, b"anew");
+    live.deployment.stop().await;
     Ok(())
 }
