@@ -1,0 +1,72 @@
+//! The verbs, one file for each area of the interfaces; `up`, `join` and the roles beside them.
+
+mod agent;
+mod audit;
+mod config;
+mod controller;
+mod join;
+mod local;
+mod policy;
+mod relay;
+mod service;
+mod status;
+mod token;
+mod up;
+mod version;
+
+use std::process::ExitCode;
+
+use sealock_core::api::Method;
+use sealock_net::unix::{CallError, UnixClient};
+
+use crate::cli::{AgentVerb, Cli, Common, RelayVerb, Verb};
+use crate::failure::Failure;
+use crate::settings::{self, Kind, Places};
+
+/// Runs a verb to its end.
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let common = cli.common;
+    let done = match cli.verb {
+        Verb::Up(flags) => Box::pin(up::run(&common, &flags)).await,
+        Verb::Join(flags) => Box::pin(join::run(&common, flags)).await,
+        Verb::Expose(flags) => Box::pin(local::expose::run(&common, flags)).await,
+        Verb::Connect(flags) => return Box::pin(local::connect::run(&common, flags)).await,
+        Verb::Status(form) => status::run(&common, form).await,
+        Verb::Agent(agent) => match agent.verb {
+            None => Box::pin(agent::run(&common)).await,
+            Some(AgentVerb::List(form)) => agent::list(&common, form).await,
+            Some(AgentVerb::Revoke { name }) => agent::revoke(&common, name).await,
+        },
+        Verb::Relay(flags) => match flags.verb {
+            None => Box::pin(relay::run(&common, flags)).await,
+            Some(RelayVerb::List(form)) => relay::list(&common, form).await,
+        },
+        Verb::Controller(flags) => Box::pin(controller::run(&common, &flags)).await,
+        Verb::Token(verb) => token::run(&common, verb).await,
+        Verb::Policy(verb) => policy::run(&common, verb).await,
+        Verb::Service(verb) => service::run(&common, verb).await,
+        Verb::Audit(flags) => audit::run(&common, flags).await,
+        Verb::Why(flags) => return policy::why(&common, flags).await,
+        Verb::Config(verb) => config::run(&common, &verb),
+        Verb::Completions { shell } => version::completions(shell),
+        Verb::Version(form) => version::run(form),
+        Verb::Ready => return status::ready(&common).await,
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Calls a method of the controller of this state directory.
+async fn ask<M: Method>(common: &Common, request: &M::Request) -> anyhow::Result<M::Response> {
+    let config = settings::load(common, Kind::Client, [])?;
+    let places = Places::of(&config);
+    let client = UnixClient::new(places.admin_socket());
+    match client.call::<M>(request).await {
+        Ok(answer) => Ok(answer),
+        Err(CallError::NotRunning { .. }) => {
+            let text = format!("no controller runs in {}", places.state().display());
+            let hint = "run this on the machine of `sealock up`, as its user; with --state DIR if it has one";
+            Err(Failure::new(text).hint(hint).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,152 @@
+//! `sealock agent`: the role beside the programs; and what the controller knows of agents.
+
+use std::time::Duration;
+
+use sealock_agent::{AgentConfig, AgentHandle};
+use sealock_core::address::Target;
+use sealock_core::api::agent::{List, ListRequest, Revoke, RevokeRequest};
+use sealock_core::api::default_tenant;
+use sealock_core::config::Config;
+use sealock_core::identity::Role;
+use sealock_core::name::AgentName;
+use sealock_core::reason::Reason;
+use sealock_proto::wire::SessionKind;
+
+use super::ask;
+use crate::cli::{Common, Json};
+use crate::failure::{self, Failure};
+use crate::print;
+use crate::settings::{self, Kind, Places};
+use crate::signals::Stop;
+
+/// How long a start waits for the relay before it tells that it goes on waiting.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
+    let config = settings::load(common, Kind::Role, [])?;
+    let mut stop = Stop::new()?;
+    let admin = settings::admin_address(&config, Role::Agent);
+    let full = AgentConfig {
+        admin,
+        ..self::config(&config, Seat::Shared)?
+    };
+    let agent = sealock_agent::start(full).await?;
+    for offer in &config.agent.expose {
+        let (service, target) = (offer.service.clone(), offer.target.clone());
+        // The configuration holds each name once, and nobody else could offer yet.
+        if !agent.expose(service, target, offer.labels.clone()) {
+            tracing::warn!(service = %offer.service, "this service is offered already");
+        }
+    }
+    for port in &config.agent.connect {
+        let listen = Target::Tcp(port.listen.into());
+        agent.connect(port.service.clone(), &listen).await?;
+    }
+    print::line(&format!(
+        "The agent of {} runs; `sealock status` shows it.",
+        agent.id()
+    ));
+    // The order is free: a trouble that waiting cannot mend ends the agent as a signal does.
+    let outcome = tokio::select! {
+        outcome = keep(&agent) => outcome,
+        () = stop.asked() => Ok(()),
+    };
+    agent.stop().await;
+    outcome
+}
+
+/// Tells once why the agent is not ready, and ends when waiting cannot mend it.
+async fn keep(agent: &AgentHandle) -> anyhow::Result<()> {
+    match agent.ready(PATIENCE).await {
+        Ok(()) => {}
+        Err(reason) if reason.is_transient() => waiting(reason),
+        Err(reason) => return Err(Failure::of(reason).into()),
+    }
+    std::future::pending().await
+}
+
+/// Tells why something does not work yet.
+pub(crate) fn waiting(reason: Reason) {
+    print::error(&format!("waiting: {}", failure::words(reason)));
+}
+
+/// How an agent sits on its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seat {
+    /// It is the machine's agent: others use it over its control socket.
+    Shared,
+    /// It only opens services, for this one program, beside whatever agent runs.
+    Own,
+}
+
+/// What an agent needs, of what the user said.
+pub(crate) fn config(config: &Config, seat: Seat) -> anyhow::Result<AgentConfig> {
+    let places = Places::of(config);
+    let (kind, socket) = match seat {
+        Seat::Shared => (SessionKind::Full, Some(places.agent_socket())),
+        Seat::Own => (SessionKind::CallerOnly, None),
+    };
+    Ok(AgentConfig {
+        dir: places.agent(),
+        relays: places.relays()?,
+        kind,
+        max_policy_age: config.agent.max_policy_age,
+        socket,
+        admin: None,
+    })
+}
+
+pub(crate) async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
+    let request = ListRequest {
+        tenant: default_tenant(),
+    };
+    let listed = ask::<List>(common, &request).await?;
+    if form.json {
+        return print::json(&listed);
+    }
+    let rows = listed.agents.into_iter().map(|agent| {
+        let labels = agent
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        let state = if agent.revoked.is_some() {
+            "revoked"
+        } else {
+            "joined"
+        };
+        vec![
+            agent.name.to_string(),
+            state.to_owned(),
+            print::list(&agent.services),
+            print::list(labels),
+            print::list(&agent.groups),
+            print::maybe_time(agent.last_seen),
+        ]
+    });
+    print::table(
+        &[
+            "AGENT",
+            "STATE",
+            "SERVICES",
+            "LABELS",
+            "GROUPS",
+            "LAST SEEN",
+        ],
+        rows.collect(),
+        "no agent has joined; `sealock token create` lets one in",
+    );
+    Ok(())
+}
+
+pub(crate) async fn revoke(common: &Common, name: AgentName) -> anyhow::Result<()> {
+    let request = RevokeRequest {
+        tenant: default_tenant(),
+        name: name.clone(),
+    };
+    let revoked = ask::<Revoke>(common, &request).await?;
+    print::line(&format!(
+        "`{name}` is revoked: {} certificate(s); its live connections end within seconds",
+        revoked.certificates
+    ));
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! `sealock connect`: reaches a service of another machine, by a local port or over standard input and output.
+//!
+//! A port goes through the machine's agent when one runs. Standard input and output always have a session of their own,
+//! so that an ssh over them depends on no other process.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use sealock_agent::AgentHandle;
+use sealock_core::address::Target;
+use sealock_core::api::local::{Connect as Method, ConnectRequest, Event};
+use sealock_core::config::Config;
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_net::unix::UnixClient;
+
+use super::{End, follow, lost, no_agent, request};
+use crate::cli::{Common, Connect};
+use crate::cmd::agent::{self, PATIENCE, Seat, waiting};
+use crate::failure::Failure;
+use crate::print;
+use crate::settings::{self, Kind, Places};
+use crate::signals::Stop;
+
+/// How long `--stdio` waits for a relay before it gives up: its user waits at a prompt.
+const STDIO_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) async fn run(common: &Common, flags: Connect) -> anyhow::Result<ExitCode> {
+    let config = settings::load(common, Kind::Client, [])?;
+    let mut stop = Stop::new()?;
+    let Some(listen) = flags.listen else {
+        return stdio(&config, flags.name, &mut stop).await;
+    };
+    let wanted = ConnectRequest {
+        service: flags.name,
+        listen,
+        detached: flags.detach,
+    };
+    let mut own = None;
+    // The order is free: the wish to stop is never lost, and a listener ends with its connection.
+    let outcome = tokio::select! {
+        outcome = keep(&config, &wanted, &mut own) => outcome,
+        () = stop.asked() => Ok(()),
+    };
+    if let Some(agent) = own {
+        agent.stop().await;
+    }
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn listening(service: &ServiceName, listen: &Target) -> String {
+    format!("listening on {listen} for `{service}`")
+}
+
+async fn keep(
+    config: &Config,
+    wanted: &ConnectRequest,
+    own: &mut Option<AgentHandle>,
+) -> anyhow::Result<()> {
+    let client = UnixClient::new(Places::of(config).agent_socket());
+    let told = |event: &Event| match event {
+        Event::Listening { service, listen } => Some(listening(service, listen)),
+        Event::Registered { .. } | Event::Waiting { .. } | Event::Ended { .. } | Event::Alive => {
+            None
+        }
+    };
+    if let Some(mut events) = request::<Method>(&client, wanted).await? {
+        match follow(&mut events, wanted.detached, told).await? {
+            End::Settled => return Ok(()),
+            End::Lost => lost(),
+        }
+    }
+    if wanted.detached {
+        return Err(no_agent().into());
+    }
+    let agent = own.insert(sealock_agent::start(agent::config(config, Seat::Own)?).await?);
+    match agent.ready(PATIENCE).await {
+        Ok(()) => {}
+        Err(reason) if reason.is_transient() => waiting(reason),
+        Err(reason) => return Err(Failure::of(reason).into()),
+    }
+    let at = agent
+        .connect(wanted.service.clone(), &wanted.listen)
+        .await?;
+    print::line(&listening(&wanted.service, &at));
+    std::future::pending().await
+}
+
+async fn stdio(config: &Config, service: ServiceName, stop: &mut Stop) -> anyhow::Result<ExitCode> {
+    let agent = sealock_agent::start(agent::config(config, Seat::Own)?).await?;
+    let flow = async {
+        match agent.ready(STDIO_PATIENCE).await {
+            Ok(()) => agent.stdio(service.clone()).await,
+            Err(reason) => reason,
+        }
+    };
+    // The order is free: a flow that ended just now is cut all the same.
+    let reason = tokio::select! {
+        reason = flow => reason,
+        () = stop.asked() => Reason::Cancelled,
+    };
+    let caller = agent
+        .id()
+        .principal
+        .as_agent()
+        .map(|agent| agent.name.to_string());
+    agent.stop().await;
+    if reason == Reason::Done {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let failure = Failure::of(reason)
+        .about(format!("`{service}`"))
+        .naming(caller.as_deref().unwrap_or("CALLER"), service.as_str());
+    Err(failure.into())
+}

@@ -1,0 +1,180 @@
+//! What a verb runs with: flags over environment over file over defaults, and where things lie.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use sealock_core::address::HostPort;
+use sealock_core::config::{Config, Flag, Layers, LogLevel, Origin};
+use sealock_core::identity::Role;
+use sealock_net::files;
+use sealock_net::sys;
+
+use crate::cli::Common;
+use crate::failure::Failure;
+use crate::log;
+
+/// What the verb is for the person who runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It does something and ends: only what is wrong is logged.
+    Client,
+    /// It runs until it is stopped: its states are logged.
+    Role,
+}
+
+/// A flag that sets an option.
+pub(crate) fn flag(flag: &str, key: &str, value: Option<&String>) -> Option<Flag> {
+    value.map(|value| Flag {
+        flag: flag.to_owned(),
+        key: key.to_owned(),
+        value: value.clone(),
+    })
+}
+
+/// Reads all layers, and starts logging as they say.
+pub(crate) fn load(
+    common: &Common,
+    kind: Kind,
+    flags: impl IntoIterator<Item = Flag>,
+) -> anyhow::Result<Config> {
+    let config = read(common, flags)?;
+    let level = match kind {
+        Kind::Client if is_default(&config, "log.level") => LogLevel::Warn,
+        Kind::Client | Kind::Role => config.log.level,
+    };
+    log::start(config.log, level);
+    Ok(config)
+}
+
+/// Reads all layers.
+pub(crate) fn read(
+    common: &Common,
+    flags: impl IntoIterator<Item = Flag>,
+) -> anyhow::Result<Config> {
+    let mut layers = Layers::new()
+        .with_environment(environment(sys::own_uid()))
+        .with_flags(common.flags())
+        .with_flags(flags);
+    if let Some(path) = &common.config {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::usage(format!("{} cannot be read: {error}", path.display()))
+                .hint("give the configuration file with --config FILE or SEALOCK_CONFIG")
+        })?;
+        layers = layers.with_file(&path.display().to_string(), &text);
+    }
+    Config::resolve(&layers).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let hint = "`sealock config explain` lists every option";
+        Failure::usage(format!("the configuration is wrong\n{}", errors.join("\n")))
+            .hint(hint)
+            .into()
+    })
+}
+
+/// The environment as text. The superuser's state lies with the system's, not in a home.
+fn environment(uid: u32) -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| uid != 0 || name != "HOME")
+        .collect()
+}
+
+/// Whether nobody said anything of this option.
+pub(crate) fn is_default(config: &Config, key: &str) -> bool {
+    let mut options = config.explain().iter();
+    options.any(|option| option.key == key && option.origin == Origin::Default)
+}
+
+/// Where things lie below the state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    state: PathBuf,
+}
+
+const RELAYS: &str = "relays.json";
+const CONTROLLER: &str = "controller.json";
+
+impl Places {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            state: config.state.dir.clone(),
+        }
+    }
+
+    /// The state directory itself.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    pub(crate) fn agent(&self) -> PathBuf {
+        self.state.join("agent")
+    }
+
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.agent().join("agent.sock")
+    }
+
+    pub(crate) fn relay(&self) -> PathBuf {
+        self.state.join("relay")
+    }
+
+    pub(crate) fn controller(&self) -> PathBuf {
+        self.state.join("controller")
+    }
+
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        self.controller().join("admin.sock")
+    }
+
+    /// Where the agent's relays are, as its token said.
+    pub(crate) fn relays(&self) -> anyhow::Result<Vec<HostPort>> {
+        addresses(&self.agent().join(RELAYS))
+    }
+
+    pub(crate) fn keep_relays(&self, relays: &[HostPort]) -> anyhow::Result<()> {
+        keep(&self.agent().join(RELAYS), relays)
+    }
+
+    /// Where the relay's controller is, as its token said.
+    pub(crate) fn relay_controller(&self) -> anyhow::Result<Option<HostPort>> {
+        Ok(addresses(&self.relay().join(CONTROLLER))?
+            .into_iter()
+            .next())
+    }
+
+    pub(crate) fn keep_relay_controller(&self, addresses: &[HostPort]) -> anyhow::Result<()> {
+        keep(&self.relay().join(CONTROLLER), addresses)
+    }
+}
+
+fn keep(path: &Path, addresses: &[HostPort]) -> anyhow::Result<()> {
+    files::write_private(path, &serde_json::to_vec_pretty(addresses)?)?;
+    Ok(())
+}
+
+/// The addresses in a file; none when it is not there.
+fn addresses(path: &Path) -> anyhow::Result<Vec<HostPort>> {
+    let bytes = match files::read_private(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let text = format!("{} holds no list of addresses", path.display());
+        anyhow::Error::from(error)
+            .context(Failure::new(text).hint("join again with a new token and --force"))
+    })
+}
+
+/// Where a role serves metrics and health. A default address that is taken is passed over with a warning, because many
+/// programs use 9100; one that somebody chose is not.
+pub(crate) fn admin_address(config: &Config, role: Role) -> Option<SocketAddr> {
+    let address = config.admin.listen(role)?;
+    if is_default(config, "admin.listen")
+        && let Err(err) = std::net::TcpListener::bind(address)
+    {
+        tracing::warn!(%address, %err, "metrics and health are off: set [admin] listen to another address");
+        return None;
+    }
+    Some(address)
+}
