@@ -61,6 +61,8 @@ impl Common {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// See it work: everything on this machine, offline, gone afterwards
+    Demo(Demo),
     /// Run the public side: controller and relay in one process
     Up(Up),
     /// Let this machine in, with a token of `sealock token create`
@@ -111,6 +113,14 @@ pub(crate) struct Json {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Flags of `sealock demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Keep everything running at the end, until Ctrl-C
+    #[arg(long)]
+    pub(crate) stay: bool,
 }
 
 /// Flags of `sealock up`.

@@ -4,6 +4,7 @@ mod agent;
 mod audit;
 mod config;
 mod controller;
+mod demo;
 mod join;
 mod local;
 mod policy;
@@ -27,6 +28,7 @@ use crate::settings::{self, Kind, Places};
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let common = cli.common;
     let done = match cli.verb {
+        Verb::Demo(flags) => Box::pin(demo::run(&common, &flags)).await,
         Verb::Up(flags) => Box::pin(up::run(&common, &flags)).await,
         Verb::Join(flags) => Box::pin(join::run(&common, flags)).await,
         Verb::Expose(flags) => Box::pin(local::expose::run(&common, flags)).await,

@@ -40,10 +40,8 @@ pub(crate) async fn run(common: &Common, flags: Join) -> anyhow::Result<()> {
     forget_views(&dir)?;
     places.keep_relays(&token.addresses)?;
     let name = id.principal.as_agent().map(|agent| agent.name.to_string());
-    print::line(&format!(
-        "This machine joined as `{}`. Next:",
-        name.as_deref().unwrap_or("?")
-    ));
+    let name = name.unwrap_or_else(|| id.to_string());
+    print::line(&format!("This machine joined as `{name}`. Next:"));
     print::line("  sealock expose 3000 --as web                   offer what listens at port 3000");
     print::line(
         "  sealock connect web --listen 127.0.0.1:8080    reach a service of another machine",
@@ -146,11 +144,19 @@ pub(crate) fn canonical(host: &str) -> Option<String> {
 fn explain(error: JoinError, token: &JoinToken) -> anyhow::Error {
     let reason = error.reason();
     let failure = match (&error, reason) {
-        (JoinError::WrongRole { .. }, _) => Failure::usage("this token is for another role")
-            .hint("a relay's token is used with `sealock relay --token SLK1-…`"),
-        (_, Reason::TokenInvalid) => Failure::of(reason).hint(NEW_TOKEN),
-        (_, Reason::NameTaken) => Failure::new("another agent has this machine's name already")
-            .hint("choose another with --name NAME"),
+        (JoinError::WrongRole { token, .. }, _) => {
+            let failure = Failure::usage(format!("this token lets in a {token}, not an agent"));
+            let hint = "a relay's token is used with `sealock relay --token SLK1-…`";
+            return failure.hint(hint).into();
+        }
+        (JoinError::Refused(_), Reason::NameTaken) => {
+            let failure = Failure::new("another agent has this name already");
+            return failure.hint("choose another with --name NAME").into();
+        }
+        (JoinError::Refused(_), Reason::TokenInvalid) => {
+            return Failure::of(reason).hint(NEW_TOKEN).into();
+        }
+        (JoinError::Refused(_), _) => return Failure::of(reason).into(),
         (JoinError::Unreachable(_), _) => {
             let addresses = print::list(&token.addresses);
             let text = format!("the controller was not reached through {addresses}");
@@ -158,7 +164,12 @@ fn explain(error: JoinError, token: &JoinToken) -> anyhow::Error {
                 .about(text)
                 .hint("is `sealock up` running there, and may this machine send UDP to it?")
         }
-        (_, reason) => Failure::of(reason),
+        (
+            JoinError::Socket(_) | JoinError::Key(_) | JoinError::Issued(_) | JoinError::Keep(_),
+            _,
+        ) => {
+            return error.into();
+        }
     };
     anyhow::Error::from(error).context(failure)
 }

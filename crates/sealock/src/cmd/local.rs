@@ -5,10 +5,11 @@ pub(crate) mod expose;
 
 use sealock_core::api::Method;
 use sealock_core::api::local::Event;
+use sealock_core::reason::Reason;
 use sealock_net::unix::{CallError, Lines, UnixClient};
 
 use super::agent::waiting;
-use crate::failure::{self, Failure};
+use crate::failure::Failure;
 use crate::print;
 
 /// How a request to the running agent ended.
@@ -58,8 +59,7 @@ async fn follow(
     }
 }
 
-fn ended(reason: sealock_core::reason::Reason) -> Failure {
-    use sealock_core::reason::Reason;
+fn ended(reason: Reason) -> Failure {
     if reason == Reason::Cancelled {
         return Failure::new("it was withdrawn by another command");
     }
@@ -72,10 +72,7 @@ fn no_agent() -> Failure {
         .hint("start one with `sealock agent`, or leave out --detach")
 }
 
-/// Says that the agent that carried the request ended.
+/// Says that the agent that carried the request ended, and that this process goes on without it.
 fn lost() {
-    print::error(&format!(
-        "waiting: {}",
-        failure::words(sealock_core::reason::Reason::SessionLost)
-    ));
+    print::error("the agent that carried this has ended; going on without it");
 }

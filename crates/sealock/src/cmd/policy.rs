@@ -109,10 +109,11 @@ pub(crate) fn moment(text: &str, direction: Direction) -> anyhow::Result<Timesta
     type Length = Span<1, { 3_660 * 24 * 3_600 }>;
     if let Ok(length) = text.parse::<Length>() {
         let now = Timestamp::now();
-        return Ok(match direction {
+        let moment = match direction {
             Direction::Past => now.checked_sub(length.duration())?,
             Direction::Future => now.checked_add(length.duration())?,
-        });
+        };
+        return Ok(Timestamp::from_second(moment.as_second())?); // nobody counts in nanoseconds
     }
     text.parse().map_err(|_| {
         Failure::usage(format!("`{text}` is neither a time nor a length of time"))

@@ -49,7 +49,8 @@ pub(crate) async fn run(common: &Common, flags: &Up) -> anyhow::Result<()> {
         Starter::Open
     };
     let first = !places.controller().join("db.sqlite").exists();
-    let controller_config = controller_role::config(&config, &flags.public, starter)?;
+    let elsewhere = controller_role::advertised(&config, &[], &public.addresses)?;
+    let controller_config = controller_role::config(&config, elsewhere, starter)?;
     let controller = controller::start(controller_config, &scope).await?;
     let relay = start_relay(&config, &controller, &public).await?;
     welcome(&controller, &public, first.then_some(starter)).await?;

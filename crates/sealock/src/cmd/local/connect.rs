@@ -79,6 +79,9 @@ async fn keep(
         Err(reason) if reason.is_transient() => waiting(reason),
         Err(reason) => return Err(Failure::of(reason).into()),
     }
+    agent
+        .may_open(wanted.service.clone())
+        .map_err(|reason| refused(reason, agent, &wanted.service))?;
     let at = agent
         .connect(wanted.service.clone(), &wanted.listen)
         .await?;
@@ -99,17 +102,19 @@ async fn stdio(config: &Config, service: ServiceName, stop: &mut Stop) -> anyhow
         reason = flow => reason,
         () = stop.asked() => Reason::Cancelled,
     };
-    let caller = agent
-        .id()
-        .principal
-        .as_agent()
-        .map(|agent| agent.name.to_string());
+    let failure = refused(reason, &agent, &service);
     agent.stop().await;
     if reason == Reason::Done {
         return Ok(ExitCode::SUCCESS);
     }
-    let failure = Failure::of(reason)
-        .about(format!("`{service}`"))
-        .naming(caller.as_deref().unwrap_or("CALLER"), service.as_str());
     Err(failure.into())
+}
+
+/// Why a service cannot be opened, with the hint in the names of this case.
+fn refused(reason: Reason, agent: &AgentHandle, service: &ServiceName) -> Failure {
+    let me = agent.id().principal.as_agent();
+    let me = me.map_or("CALLER", |agent| agent.name.as_str());
+    Failure::of(reason)
+        .about(format!("`{service}`"))
+        .naming(me, service.as_str())
 }

@@ -1,0 +1,572 @@
+//! The relay's door and its sessions under strangers and bad agents, while an honest flow goes on beside them.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use sealock_agent::AgentHandle;
+use sealock_core::identity::Role;
+use sealock_core::reason::Reason;
+use sealock_net::identity::testing::{Leaf, TestCa};
+use sealock_net::message;
+use sealock_net::task::Scope;
+use sealock_net::tls::alpn;
+use sealock_net::transport::{ConnectError, Lost};
+use sealock_proto::wire::{Message, Services, SessionKind, Welcome};
+use sealock_relay::RelayHandle;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::deployment::{READY, address, any_port, eventually, exchange, expose_echo};
+use crate::world::{Raw, RelayLimits, World, agent_leaf, hello, open, until};
+
+/// An honest provider and caller at a relay, with a flow that goes round for as long as the test lasts.
+struct Honest {
+    world: World,
+    relay: RelayHandle,
+    _agents: [AgentHandle; 2],
+    listen: SocketAddr,
+    stream: TcpStream,
+    _tasks: Scope,
+}
+
+impl Honest {
+    async fn start() -> Result<Self> {
+        Self::start_with(RelayLimits::default()).await
+    }
+
+    async fn start_with(limits: RelayLimits) -> Result<Self> {
+        let (world, tasks) = (World::new()?, Scope::new("test"));
+        let relay = world.relay_with(limits).await?;
+        let provider = world
+            .agent("provider", SessionKind::Full, relay.listen)
+            .await?;
+        let caller = world
+            .agent("caller", SessionKind::CallerOnly, relay.listen)
+            .await?;
+        expose_echo(&provider, &tasks).await?;
+        let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
+        eventually(listen, b"warm").await?;
+        let mut honest = Self {
+            world,
+            relay,
+            _agents: [provider, caller],
+            listen,
+            stream: TcpStream::connect(listen).await?,
+            _tasks: tasks,
+        };
+        honest.undisturbed().await?;
+        Ok(honest)
+    }
+
+    /// The flow still carries both ways, and a new one opens too.
+    async fn undisturbed(&mut self) -> Result<()> {
+        let round = async {
+            self.stream.write_all(b"still here").await?;
+            let mut answer = [0; 10];
+            self.stream.read_exact(&mut answer).await?;
+            ensure!(&answer == b"still here", "the honest flow was altered");
+            let fresh = exchange(self.listen, b"and a new one").await?;
+            ensure!(fresh == b"and a new one", "a new flow was altered");
+            Ok(())
+        };
+        tokio::time::timeout(READY, round)
+            .await
+            .context("the honest flow hangs")?
+    }
+}
+
+/// How long the relay may let somebody wait who says nothing; see `WORD_DEADLINE` there.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+async fn closed(raw: &Raw) -> Result<Lost> {
+    tokio::time::timeout(PATIENCE, raw.connection.closed())
+        .await
+        .context("the relay keeps the connection")
+}
+
+// S09, S10, S11: who comes with the wrong certificate, or none, gets no session and learns why not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_gets_a_session_without_an_agents_valid_certificate() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let (world, at) = (&honest.world, honest.relay.listen);
+    let good = "spiffe://sealock/default/agent/caller";
+    let stranger = TestCa::new("sealock");
+    let expired = Leaf {
+        from: -7_200,
+        until: -3_600,
+        ..agent_leaf(&[good])
+    };
+    let future = Leaf {
+        from: 3_600,
+        ..agent_leaf(&[good])
+    };
+    let plain = Leaf {
+        names: Vec::new(),
+        common_name: Some("caller"),
+        ..agent_leaf(&[good])
+    };
+    let cases = [
+        ("expired", &world.ca, expired),
+        ("not yet valid", &world.ca, future),
+        ("another root", &stranger, agent_leaf(&[good])),
+        (
+            "another trust domain",
+            &world.ca,
+            agent_leaf(&["spiffe://other/default/agent/caller"]),
+        ),
+        (
+            "two names, the good one first",
+            &world.ca,
+            agent_leaf(&[good, "spiffe://sealock/default/agent/mallory"]),
+        ),
+        (
+            "two names, the good one last",
+            &world.ca,
+            agent_leaf(&["spiffe://sealock/default/agent/mallory", good]),
+        ),
+        ("a common name only", &world.ca, plain),
+        (
+            "a relay's certificate",
+            &world.ca,
+            Leaf::of(Role::Relay, &["spiffe://sealock/relay/relay-1"]),
+        ),
+        (
+            "a relay's name with an agent's purposes",
+            &world.ca,
+            agent_leaf(&["spiffe://sealock/relay/relay-1"]),
+        ),
+        (
+            "upper case",
+            &world.ca,
+            agent_leaf(&["spiffe://sealock/default/agent/CALLER"]),
+        ),
+        (
+            "percent encoding",
+            &world.ca,
+            agent_leaf(&["spiffe://sealock/default/agent/call%65r"]),
+        ),
+        (
+            "a way up",
+            &world.ca,
+            agent_leaf(&["spiffe://sealock/x/../default/agent/caller"]),
+        ),
+    ];
+    for (what, ca, leaf) in cases {
+        let outcome = Raw::connect(at, world.with_certificate(ca, &leaf)?).await;
+        match outcome {
+            Err(ConnectError::NotAccepted { .. }) => {}
+            Err(other) => anyhow::bail!("{what}: {other}"),
+            Ok(_) => anyhow::bail!("{what}: let in"),
+        }
+    }
+    let nobody = Raw::connect(at, world.without_certificate(alpn::SESSION)).await?;
+    assert_eq!(closed(&nobody).await?, Lost::ByPeer(Reason::NotAdmitted));
+    let unknown = Raw::connect(at, world.without_certificate(b"sealock/2")).await;
+    let unknown = unknown.err().map(|error| error.reason());
+    assert_eq!(unknown, Some(Reason::VersionUnsupported));
+    honest.undisturbed().await
+}
+
+// S11: an agent of another tenant may come in, and finds nothing there, neither forbidden nor existing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_tenants_agent_cannot_tell_our_services_from_none() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let identity = honest.world.ca.identity("other/agent/caller");
+    let raw = honest
+        .world
+        .connect_with(&identity, honest.relay.listen)
+        .await?;
+    let _control = raw.greet(SessionKind::Full, [1; 16]).await?;
+    let (ours, _leg) = raw.open("echo").await?;
+    let (none, _leg) = raw.open("nothing-of-this-name").await?;
+    assert_eq!(ours, Message::Refused(Reason::NoPolicy));
+    assert_eq!(ours, none);
+    honest.undisturbed().await
+}
+
+// S28, S29, lesson 11: every stage has a deadline, also behind the handshake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_says_nothing_is_shown_out() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let (world, at) = (&honest.world, honest.relay.listen);
+    let silent = world.connect_as("mallory", at).await?;
+    let half = world.connect_as("mallory", at).await?;
+    let mut control = half.connection.open_bi().await?;
+    control
+        .send
+        .write(hello(SessionKind::Full, [1; 16]).encode().slice(..5))
+        .await?;
+    let joining = Raw::connect(at, world.without_certificate(alpn::JOIN)).await?;
+    let began = Instant::now();
+    for (what, raw) in [("silent", &silent), ("half", &half), ("joining", &joining)] {
+        let lost = closed(raw).await.context(what)?;
+        assert_eq!(lost, Lost::ByPeer(Reason::HandshakeTimeout), "{what}");
+    }
+    assert!(began.elapsed() < PATIENCE);
+    honest.undisturbed().await
+}
+
+// S32, F43: what cannot be a first frame ends the connection with a code, before its body is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_and_giants_at_the_first_word_end_the_connection() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let first_words: [(&str, Vec<u8>); 6] = [
+        ("unknown type", vec![0x7f, 0, 0]),
+        ("a giant", vec![0x01, 0xff, 0xff]),
+        ("just too long", vec![0x01, 0x40, 0x01]),
+        ("zeros", vec![0; 64]),
+        ("no protobuf", vec![0x01, 0, 4, 0xff, 0xff, 0xff, 0xff]),
+        ("a web browser", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+    ];
+    for (what, words) in first_words {
+        let raw = honest
+            .world
+            .connect_as("mallory", honest.relay.listen)
+            .await?;
+        let mut control = raw.connection.open_bi().await?;
+        control.send.write(words.into()).await?;
+        let lost = closed(&raw).await.context(what)?;
+        assert_eq!(lost, Lost::ByPeer(Reason::ProtocolViolation), "{what}");
+    }
+    honest.undisturbed().await
+}
+
+// F43: every message that may not come now ends the session with a code, at its beginning and in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_out_of_order_ends_the_session() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let services = Services {
+        sequence: 1,
+        names: vec!["echo".parse()?],
+    };
+    let never = [
+        Message::Welcome(Welcome { session: 1 }),
+        Message::Registered(services.clone()),
+        Message::Opened("mallory".parse()?),
+        Message::Refused(Reason::Done),
+        Message::Controller,
+        open("echo")?,
+    ];
+    let not_first = [
+        Message::Register(services.clone()),
+        Message::Withdraw(services),
+        Message::Drain,
+    ];
+    for message in never.iter().chain(&not_first) {
+        let raw = honest
+            .world
+            .connect_as("mallory", honest.relay.listen)
+            .await?;
+        let mut control = raw.connection.open_bi().await?;
+        control.send.write(message.encode()).await?;
+        let lost = closed(&raw).await?;
+        assert_eq!(
+            lost,
+            Lost::ByPeer(Reason::ProtocolViolation),
+            "first: {message:?}"
+        );
+    }
+    let again = hello(SessionKind::Full, [1; 16]);
+    for message in never.iter().chain([&again]) {
+        let raw = honest
+            .world
+            .connect_as("mallory", honest.relay.listen)
+            .await?;
+        let mut control = raw.greet(SessionKind::Full, [1; 16]).await?;
+        control.send.write(message.encode()).await?;
+        let lost = closed(&raw).await?;
+        assert_eq!(
+            lost,
+            Lost::ByPeer(Reason::ProtocolViolation),
+            "later: {message:?}"
+        );
+    }
+    until("the bad sessions are forgotten", READY, || {
+        honest.relay.directory.agents() == 2
+    })
+    .await?;
+    honest.undisturbed().await
+}
+
+// F43: junk on a control stream costs its sender the session and nobody else anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_bytes_of_junk_end_one_session_only() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let raw = honest
+        .world
+        .connect_as("mallory", honest.relay.listen)
+        .await?;
+    let mut control = raw.greet(SessionKind::Full, [1; 16]).await?;
+    let junk: Vec<u8> = (0..10_000u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    control.send.write(junk.into()).await?;
+    assert_eq!(closed(&raw).await?, Lost::ByPeer(Reason::ProtocolViolation));
+    honest.undisturbed().await
+}
+
+// F43: a flood of messages that may be skipped is a flood all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_skippable_messages_is_not_read_for_ever() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let raw = honest
+        .world
+        .connect_as("mallory", honest.relay.listen)
+        .await?;
+    let mut control = raw.greet(SessionKind::Full, [1; 16]).await?;
+    control
+        .send
+        .write(Bytes::from([0x80, 0, 0].repeat(50)))
+        .await?;
+    assert_eq!(closed(&raw).await?, Lost::ByPeer(Reason::ProtocolViolation));
+    honest.undisturbed().await
+}
+
+// S28, lesson 11: streams that never say what they are for are given up, and the session goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_without_a_head_are_reset_in_time() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let raw = honest
+        .world
+        .connect_as("mallory", honest.relay.listen)
+        .await?;
+    let _control = raw.greet(SessionKind::Full, [1; 16]).await?;
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        let mut stream = raw.connection.open_bi().await?;
+        stream.send.write(Bytes::from_static(&[0x08])).await?;
+        streams.push(stream);
+    }
+    honest.undisturbed().await?;
+    for mut stream in streams {
+        let ended = tokio::time::timeout(PATIENCE, stream.recv.read_chunk(16)).await?;
+        let reason = ended.err().map(|error| error.reason());
+        assert_eq!(reason, Some(Reason::HandshakeTimeout));
+    }
+    let (answer, _leg) = raw.open("nothing-of-this-name").await?;
+    assert_eq!(answer, Message::Refused(Reason::NoSuchService));
+    honest.undisturbed().await
+}
+
+// S28, C8: a node without a certificate gets one stream, few bytes and little time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joining_node_gets_one_stream_few_bytes_and_little_time() -> Result<()> {
+    let tasks = Scope::new("test");
+    // A controller that takes everything and never answers.
+    let sink = crate::deployment::serve(&tasks, |mut stream: TcpStream| async move {
+        let _ended = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await?;
+    let controller = Some(address(&sink)?.into());
+    let limits = RelayLimits {
+        controller,
+        ..RelayLimits::default()
+    };
+    let mut honest = Honest::start_with(limits).await?;
+    let at = honest.relay.listen;
+    let join = || async { Raw::connect(at, honest.world.without_certificate(alpn::JOIN)).await };
+
+    let many = join().await?;
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut stream = many.connection.open_bi().await?;
+        stream.send.write(Bytes::from_static(b"hello")).await?;
+        streams.push(stream);
+    }
+    assert_eq!(
+        closed(&many).await?,
+        Lost::ByPeer(Reason::ProtocolViolation),
+        "a second stream"
+    );
+
+    let fat = join().await?;
+    let mut stream = fat.connection.open_bi().await?;
+    let _cut = stream.send.write(vec![7; 200_000].into()).await;
+    assert_eq!(
+        closed(&fat).await?,
+        Lost::ByPeer(Reason::QuotaExceeded),
+        "too many bytes"
+    );
+
+    let slow = join().await?;
+    let mut stream = slow.connection.open_bi().await?;
+    stream.send.write(Bytes::from_static(b"hello")).await?;
+    let began = Instant::now();
+    let lost = tokio::time::timeout(Duration::from_secs(15), slow.connection.closed()).await?;
+    assert_eq!(lost, Lost::ByPeer(Reason::HandshakeTimeout), "too long");
+    assert!(
+        began.elapsed() > Duration::from_secs(5),
+        "an enrolment may take a while"
+    );
+    honest.undisturbed().await
+}
+
+// S28: strangers who hold every slot for joining hold them briefly, and never those of others' addresses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_strangers_do_not_keep_others_from_joining() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let at = honest.relay.listen;
+    let config = honest.world.without_certificate(alpn::JOIN);
+    let mut strangers = Vec::new();
+    for _ in 0..40 {
+        strangers.push(Raw::connect(at, config.clone()).await?);
+    }
+    tokio::time::sleep(PATIENCE).await;
+    let left = strangers
+        .iter()
+        .filter(|raw| raw.connection.close_reason().is_none())
+        .count();
+    assert_eq!(left, 0, "strangers still hold a slot");
+    let mut join = Raw::connect(at, config).await?.connection.open_bi().await?;
+    join.send.write(Bytes::from_static(b"hello")).await?;
+    // Nobody listens where the controller should be, and that is what the node is told: it got a slot.
+    let answer = join.recv.read_chunk(16).await;
+    assert_eq!(
+        answer.err().map(|error| error.reason()),
+        Some(Reason::ControllerUnreachable)
+    );
+    honest.undisturbed().await
+}
+
+// S85, lesson «every leaf could act»: an offer that no view confirms is never opened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_the_view_names_no_provider_of_never_gets_an_open() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let raw = honest
+        .world
+        .connect_as("mallory", honest.relay.listen)
+        .await?;
+    let mut control = raw.greet(SessionKind::Full, [1; 16]).await?;
+    let register = Message::Register(Services {
+        sequence: 1,
+        names: vec!["echo".parse()?],
+    });
+    control.send.write(register.encode()).await?;
+    let answer = message::read(&mut control.recv).await?;
+    let waiting = Message::Registered(Services {
+        sequence: 1,
+        names: vec!["echo".parse()?],
+    });
+    assert_eq!(answer, waiting, "the relay says that it does not count");
+    for _ in 0..5 {
+        honest.undisturbed().await?;
+    }
+    let incoming = tokio::time::timeout(Duration::from_millis(200), raw.connection.accept_bi());
+    assert!(incoming.await.is_err(), "the impostor got an open");
+    Ok(())
+}
+
+// F41, lesson «swapped each other out for ever»: the newest wins once, the loser hears why, a caller takes no place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_machine_with_an_agents_identity_takes_its_place_once() -> Result<()> {
+    let world = World::new()?;
+    let relay = world.relay().await?;
+    let first = world.connect_as("mallory", relay.listen).await?;
+    let _control = first.greet(SessionKind::Full, [1; 16]).await?;
+    let beside = world.connect_as("mallory", relay.listen).await?;
+    let _control_beside = beside.greet(SessionKind::CallerOnly, [3; 16]).await?;
+    assert!(first.connection.close_reason().is_none());
+    let second = world.connect_as("mallory", relay.listen).await?;
+    let _control_second = second.greet(SessionKind::Full, [2; 16]).await?;
+    assert_eq!(closed(&first).await?, Lost::ByPeer(Reason::Superseded));
+    assert!(beside.connection.close_reason().is_none());
+    assert!(second.connection.close_reason().is_none());
+    Ok(())
+}
+
+// F41: two whole agents with one identity do not chase each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_agents_with_one_identity_do_not_play_ping_pong() -> Result<()> {
+    let world = World::new()?;
+    let relay = world.relay().await?;
+    let first = world
+        .agent("mallory", SessionKind::Full, relay.listen)
+        .await?;
+    let second = world
+        .agent("mallory", SessionKind::Full, relay.listen)
+        .await?;
+    let winner = relay.directory.list();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(
+        relay.directory.list(),
+        winner,
+        "the place changed hands again"
+    );
+    assert_eq!(
+        first.ready(Duration::from_millis(10)).await,
+        Err(Reason::Superseded)
+    );
+    assert_eq!(second.ready(Duration::from_millis(10)).await, Ok(()));
+    Ok(())
+}
+
+// S85: a session that only calls has nothing to offer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_only_calls_cannot_register() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let raw = honest
+        .world
+        .connect_as("provider", honest.relay.listen)
+        .await?;
+    let mut control = raw.greet(SessionKind::CallerOnly, [1; 16]).await?;
+    let register = Message::Register(Services {
+        sequence: 1,
+        names: vec!["echo".parse()?],
+    });
+    control.send.write(register.encode()).await?;
+    assert_eq!(closed(&raw).await?, Lost::ByPeer(Reason::ProtocolViolation));
+    honest.undisturbed().await
+}
+
+// Lesson «the 101st waited for ever»: an agent that has all its streams in use is answered, not left to wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stream_beyond_the_limit_is_answered() -> Result<()> {
+    let limits = RelayLimits {
+        streams: 20,
+        ..RelayLimits::default()
+    };
+    let honest = Honest::start_with(limits).await?;
+    let mut held = Vec::new();
+    let refused = loop {
+        let mut stream = TcpStream::connect(honest.listen).await?;
+        stream.write_all(b"x").await?;
+        let began = Instant::now();
+        let mut byte = [0; 1];
+        let answer = stream.read(&mut byte);
+        match tokio::time::timeout(Duration::from_secs(5), answer).await? {
+            Ok(1) => held.push(stream),
+            ended => break (ended.map_err(|error| error.kind()), began.elapsed()),
+        }
+        ensure!(held.len() <= 20, "there is no limit");
+    };
+    assert_eq!(refused.0, Err(std::io::ErrorKind::ConnectionReset));
+    assert!(refused.1 < Duration::from_secs(4), "{:?}", refused.1);
+    drop(held);
+    eventually(honest.listen, b"room again").await?;
+    Ok(())
+}
+
+// Lesson «quotas with an answer»: an honest burst is no attack.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_flows_opened_at_once_all_open() -> Result<()> {
+    let honest = Honest::start().await?;
+    let tasks = Scope::new("burst");
+    let (done_in, mut done) = tokio::sync::mpsc::channel(300);
+    for n in 0..300u32 {
+        let (listen, done_in) = (honest.listen, done_in.clone());
+        tasks.spawn("one", async move {
+            let answer = exchange(listen, &n.to_be_bytes()).await;
+            let whole = answer.is_ok_and(|answer| answer == n.to_be_bytes());
+            let _heard = done_in.send(whole).await;
+        });
+    }
+    drop(done_in);
+    let mut good = 0;
+    while let Some(whole) = done.recv().await {
+        good += usize::from(whole);
+    }
+    assert_eq!(good, 300);
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! A deployment whose certificates and views a test makes itself: relay and agents with the controller away for ever.
+//!
+//! What a controller would never issue can be issued here, and all that runs does so from what it finds on disk (F11).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustls::ClientConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sealock_agent::{AgentConfig, AgentHandle};
+use sealock_core::address::HostPort;
+use sealock_core::identity::Role;
+use sealock_core::view::{Agent, Entries, Entry, Head, Revoked, Service, ViewVersion};
+use sealock_net::files;
+use sealock_net::identity::testing::{Leaf, TestCa};
+use sealock_net::identity::{IdentityDir, IdentityStore, KeyPair, Svid};
+use sealock_net::message;
+use sealock_net::tls::signed::SignedView;
+use sealock_net::tls::{self, alpn};
+use sealock_net::transport::{BiStream, ConnectError, Connection, Endpoint, Settings};
+use sealock_proto::stream::Epoch;
+use sealock_proto::wire::{Hello, Message, Open, PROTOCOL_VERSION, SessionKind, StreamId};
+use sealock_relay::{RelayConfig, RelayHandle};
+use tempfile::TempDir;
+
+use crate::deployment::{DAY, READY};
+
+/// An authority, the view of its one tenant, and the state of all who take part.
+pub(crate) struct World {
+    pub(crate) state: TempDir,
+    pub(crate) ca: TestCa,
+    pub(crate) entries: Entries,
+}
+
+pub(crate) const AGENTS: [&str; 4] = ["provider", "caller", "mallory", "second"];
+
+impl World {
+    /// Four agents, the service `echo` of `provider`, and everybody may open everything.
+    pub(crate) fn new() -> Result<Self> {
+        let _already = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let _already = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        let mut world = Self {
+            state: tempfile::tempdir()?,
+            ca: TestCa::new("sealock"),
+            entries: Entries::default(),
+        };
+        for name in AGENTS {
+            world.entries.put_entry(&Entry::Agent(Agent {
+                name: name.parse()?,
+                groups: Default::default(),
+                labels: BTreeMap::new(),
+            }));
+        }
+        world.allow("starter", "*", "*");
+        world.provide("echo", &["provider"])?;
+        Ok(world)
+    }
+
+    pub(crate) fn allow(&mut self, id: &str, caller: &str, service: &str) {
+        let rule = format!(
+            r#"{{"id":"{id}","effect":"allow","callers":["{caller}"],"services":["{service}"],"actions":["open"]}}"#
+        );
+        self.entries.put(format!("rule/{id}"), rule.into_bytes());
+    }
+
+    pub(crate) fn forbid_everything(&mut self) {
+        self.entries.apply(sealock_core::view::Delta {
+            put: Vec::new(),
+            remove: vec!["rule/starter".to_owned()],
+        });
+    }
+
+    pub(crate) fn provide(&mut self, service: &str, providers: &[&str]) -> Result<()> {
+        let providers: Result<_, _> = providers.iter().map(|name| name.parse()).collect();
+        self.entries.put_entry(&Entry::Service(Service {
+            name: service.parse()?,
+            providers: providers?,
+            labels: BTreeMap::new(),
+        }));
+        Ok(())
+    }
+
+    pub(crate) fn revoke(&mut self, agent: &str, svid: &Svid) -> Result<()> {
+        self.entries.put_entry(&Entry::Revoked(Revoked {
+            agent: agent.parse()?,
+            serial: svid.leaf().serial.clone(),
+            key_digest: svid.leaf().key_digest.clone(),
+            expires: svid.leaf().not_after,
+        }));
+        Ok(())
+    }
+
+    /// The view as it stands, signed by the authority's signer.
+    pub(crate) fn view(&self, version: u64, issued_at: jiff::Timestamp) -> Result<SignedView> {
+        let head = Head {
+            tenant: "default".parse()?,
+            version: ViewVersion(version),
+            issued_at,
+            digest: self.entries.digest(),
+        };
+        Ok(SignedView {
+            head: self.ca.view_signer().sign(head)?,
+            entries: self.entries.clone(),
+        })
+    }
+
+    fn keep_view(&self, dir: &Path) -> Result<()> {
+        let views = dir.join("views");
+        files::ensure_private_dir(&views)?;
+        let view = serde_json::to_vec(&self.view(1, jiff::Timestamp::now())?)?;
+        files::write_private(&views.join("default.json"), &view)?;
+        Ok(())
+    }
+
+    /// The state directory of a node, with its identity and the view of this moment.
+    pub(crate) fn dir(&self, name: &str, svid: &Svid) -> Result<PathBuf> {
+        let path = self.state.path().join(name);
+        let dir = IdentityDir::open(&path)?;
+        dir.store_trust(&self.ca.trust())?;
+        dir.store_svid(svid)?;
+        self.keep_view(&path)?;
+        Ok(path)
+    }
+
+    pub(crate) fn svid(&self, path: &str) -> Result<Svid> {
+        let store = self.ca.identity(path);
+        Ok(Svid::clone(&*store.current().context("an identity")?))
+    }
+
+    pub(crate) async fn relay(&self) -> Result<RelayHandle> {
+        self.relay_with(RelayLimits::default()).await
+    }
+
+    pub(crate) async fn relay_with(&self, limits: RelayLimits) -> Result<RelayHandle> {
+        let dir = self.dir("relay", &self.svid("relay/relay-1")?)?;
+        let config = RelayConfig {
+            dir,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: Vec::new(),
+            controller: limits.controller.unwrap_or(nobody()),
+            max_policy_age: limits.max_policy_age,
+            max_sessions: 100,
+            max_streams_per_session: limits.streams,
+            admin: None,
+        };
+        Ok(sealock_relay::start(config).await?)
+    }
+
+    pub(crate) fn agent_config(
+        &self,
+        name: &str,
+        kind: SessionKind,
+        relay: SocketAddr,
+    ) -> Result<AgentConfig> {
+        let dir = self.dir(name, &self.svid(&format!("default/agent/{name}"))?)?;
+        Ok(AgentConfig {
+            dir,
+            relays: vec![HostPort::from(relay)],
+            kind,
+            max_policy_age: DAY,
+            socket: None,
+            admin: None,
+        })
+    }
+
+    pub(crate) async fn agent(
+        &self,
+        name: &str,
+        kind: SessionKind,
+        relay: SocketAddr,
+    ) -> Result<AgentHandle> {
+        let agent = sealock_agent::start(self.agent_config(name, kind, relay)?).await?;
+        agent.ready(READY).await?;
+        Ok(agent)
+    }
+
+    /// A client of the relay that brings no certificate to the protocol of sessions.
+    pub(crate) fn without_certificate(&self, protocol: &[u8]) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&tls::join_relay_client(self.ca.pin()));
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Arc::new(config)
+    }
+
+    /// A client of the relay with exactly this certificate, sensible or not, of this authority or another.
+    pub(crate) fn with_certificate(&self, ca: &TestCa, leaf: &Leaf) -> Result<Arc<ClientConfig>> {
+        let key = KeyPair::generate()?;
+        let chain = vec![ca.sign(leaf, &key)];
+        self.with_chain(chain, &key)
+    }
+
+    fn with_chain(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: &KeyPair,
+    ) -> Result<Arc<ClientConfig>> {
+        let key = PrivateKeyDer::from_pem_slice(key.to_pem().expose().as_bytes())?;
+        let key = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&key)?;
+        let certified = rustls::sign::CertifiedKey::new(chain, key);
+        let mut config = ClientConfig::clone(&self.without_certificate(alpn::SESSION));
+        config.client_auth_cert_resolver =
+            Arc::new(rustls::sign::SingleCertAndKey::from(certified));
+        Ok(Arc::new(config))
+    }
+
+    /// A session's connection in the name of `name`, without a word said on it.
+    pub(crate) async fn connect_as(&self, name: &str, relay: SocketAddr) -> Result<Raw> {
+        let identity = self.ca.identity(&format!("default/agent/{name}"));
+        self.connect_with(&identity, relay).await
+    }
+
+    pub(crate) async fn connect_with(
+        &self,
+        identity: &IdentityStore,
+        relay: SocketAddr,
+    ) -> Result<Raw> {
+        let config = tls::relay_client(identity, &self.ca.trust_store());
+        Ok(Raw::connect(relay, config).await?)
+    }
+}
+
+/// What a relay of a test allows.
+pub(crate) struct RelayLimits {
+    pub(crate) streams: u32,
+    pub(crate) max_policy_age: Duration,
+    pub(crate) controller: Option<HostPort>,
+}
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self {
+            streams: 1_000,
+            max_policy_age: DAY,
+            controller: None,
+        }
+    }
+}
+
+/// An address of this machine where nobody listens.
+fn nobody() -> HostPort {
+    HostPort::from(SocketAddr::from(([127, 0, 0, 1], 1)))
+}
+
+/// The purposes and name of an agent's certificate, to be made worse.
+pub(crate) fn agent_leaf(uris: &[&str]) -> Leaf {
+    Leaf::of(Role::Agent, uris)
+}
+
+/// A peer that says what the test wants it to say.
+pub(crate) struct Raw {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) connection: Connection,
+}
+
+impl Raw {
+    pub(crate) async fn connect(
+        relay: SocketAddr,
+        config: Arc<ClientConfig>,
+    ) -> Result<Self, ConnectError> {
+        let endpoint = Endpoint::client(Settings::default()).map_err(|_| ConnectError::Endpoint)?;
+        let deadline = tokio::time::Instant::now() + READY;
+        let connection = endpoint.connect(relay, config, deadline).await?;
+        Ok(Self {
+            endpoint,
+            connection,
+        })
+    }
+
+    /// Says hello and hears the welcome.
+    pub(crate) async fn greet(&self, kind: SessionKind, instance: [u8; 16]) -> Result<BiStream> {
+        let mut control = self.connection.open_bi().await?;
+        control.send.write(hello(kind, instance).encode()).await?;
+        match message::read(&mut control.recv).await? {
+            Message::Welcome(_) => Ok(control),
+            other => anyhow::bail!("not a welcome: {other:?}"),
+        }
+    }
+
+    /// Opens a leg and hears what the relay or the provider says of it.
+    pub(crate) async fn open(&self, service: &str) -> Result<(Message, BiStream)> {
+        let mut leg = self.connection.open_bi().await?;
+        leg.send.write(open(service)?.encode()).await?;
+        Ok((message::read(&mut leg.recv).await?, leg))
+    }
+}
+
+pub(crate) fn hello(kind: SessionKind, instance: [u8; 16]) -> Message {
+    Message::Hello(Hello {
+        protocol: PROTOCOL_VERSION,
+        instance,
+        kind,
+        software: "test".to_owned(),
+    })
+}
+
+pub(crate) fn open(service: &str) -> Result<Message> {
+    Ok(Message::Open(Open {
+        stream: StreamId(rand::random()),
+        epoch: Epoch::FIRST,
+        service: service.parse()?,
+    }))
+}
+
+/// Waits until `holds`, looking often; says what did not come.
+pub(crate) async fn until(what: &str, deadline: Duration, holds: impl Fn() -> bool) -> Result<()> {
+    let look = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(deadline, look)
+        .await
+        .with_context(|| format!("it never came to this: {what}"))
+}
