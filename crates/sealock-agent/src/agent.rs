@@ -122,6 +122,17 @@ impl Parts {
     }
 }
 
+impl Parts {
+    /// Whether policy, as far as it is known here, allows an open. What waiting may mend is no refusal.
+    pub(crate) fn may_open(&self, facts: &Facts) -> Result<(), Reason> {
+        match self.caller.judge.judge(facts) {
+            Err(Reason::NoSuchService) => Ok(()),
+            Err(reason) if !reason.is_transient() => Err(reason),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+}
+
 /// An agent that runs.
 pub struct AgentHandle {
     parts: Parts,
@@ -144,6 +155,7 @@ impl std::fmt::Debug for AgentHandle {
 
 const FLOWS_LIMIT: usize = 20_000; // × 12 KiB of memory an idle one
 const OFFERED_LIMIT: usize = 256;
+const CALLED_LIMIT: u32 = 4_096; // flows of others at once, as many as a port of our own takes
 
 /// Starts an agent; must be called within the runtime.
 ///
@@ -165,7 +177,11 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         config.dir.join("views"),
         config.max_policy_age,
     )?;
-    let endpoint = Endpoint::client(Settings::default()).map_err(StartError::Udp)?;
+    let settings = Settings {
+        streams: CALLED_LIMIT,
+        ..Settings::default()
+    };
+    let endpoint = Endpoint::client(settings).map_err(StartError::Udp)?;
     let offers = Offers::new();
     let (offered_in, offered) = mpsc::channel(OFFERED_LIMIT);
     let (renewed_in, renewed) = watch::channel(());
@@ -368,6 +384,8 @@ async fn serve_admin(
     admin::serve(address, registry, Arc::new(readiness), &scope.spawner()).await
 }
 
+/// How long the last packets may take to leave.
+const CLOSE_GRACE: Duration = Duration::from_millis(300);
 /// How long flows may go on after the agent was asked to stop.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -434,6 +452,14 @@ impl AgentHandle {
         .await
     }
 
+    /// Whether policy, as far as this agent knows it, lets it open a service; one that does not exist yet may come.
+    ///
+    /// # Errors
+    /// The reason of the refusal.
+    pub fn may_open(&self, service: ServiceName) -> Result<(), Reason> {
+        self.parts.may_open(&self.parts.facts(service))
+    }
+
     /// Listens for a service until the agent stops; returns where.
     ///
     /// # Errors
@@ -468,10 +494,16 @@ impl AgentHandle {
 
     /// Stops: offers of passing requests are taken back, then the session ends.
     pub async fn stop(self) {
-        offers::farewell(&self.parts.offers, &self.link, self.generation).await;
+        // Without a session nothing can be taken back, and nobody should wait for one now.
+        if matches!(self.parts.sessions.state(), State::Up(_)) {
+            offers::farewell(&self.parts.offers, &self.link, self.generation).await;
+        }
         self.endpoint.close(Reason::Draining);
         drop(self.standing);
-        self.endpoint.wait_idle().await;
+        // Only so that the last packet leaves: it is no loss when a relay that is away does not see it.
+        tokio::time::timeout(CLOSE_GRACE, self.endpoint.wait_idle())
+            .await
+            .ok();
         self.flows.shutdown(STOP_GRACE).await;
     }
 }

@@ -171,6 +171,8 @@ async fn connect_events(
         detached,
     } = request;
     let (hop, facts) = (parts.caller.clone(), parts.facts(service.clone()));
+    // Who asks for a port learns at once what every connection to it would meet.
+    parts.may_open(&facts).map_err(ApiError::from)?;
     let added = parts
         .listeners
         .add(&listen, detached, hop, facts, parts.flows.clone())

@@ -91,6 +91,8 @@ impl AdminConfig {
 pub struct ControllerConfig {
     /// The TCP address at which nodes reach it.
     pub listen: SocketAddr,
+    /// The addresses that the join tokens of relays tell; empty means the one it listens at.
+    pub advertise: Vec<HostPort>,
     /// The trust domain of all identities that it issues.
     pub trust_domain: TrustDomain,
     /// The tenant that is made at the first start.
@@ -165,6 +167,7 @@ impl Config {
             },
             controller: ControllerConfig {
                 listen: must(typed.controller_listen),
+                advertise: list(typed.controller_advertise),
                 trust_domain: must(typed.controller_trust_domain),
                 tenant: must(typed.controller_tenant),
                 audit_retention: must(typed.controller_audit_retention).duration(),

@@ -76,6 +76,9 @@ impl Lost {
     }
 }
 
+/// What a server says that takes no connections: it is overloaded, or it is closing (RFC 9000 §20.1).
+const CONNECTION_REFUSED: u64 = 0x02;
+
 /// Why a connection was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -127,7 +130,11 @@ impl ConnectError {
             Self::Lost(lost) => match lost {
                 Lost::ByPeer(reason) => *reason,
                 Lost::ByUs => Reason::Cancelled,
-                Lost::Silent | Lost::PeerRestarted => Reason::RelayUnreachable,
+                Lost::Silent
+                | Lost::PeerRestarted
+                | Lost::Transport {
+                    code: CONNECTION_REFUSED,
+                } => Reason::RelayUnreachable,
                 Lost::Transport { .. } => Reason::ProtocolViolation,
             },
         }

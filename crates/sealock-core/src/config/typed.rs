@@ -208,6 +208,10 @@ options! {
     controller_listen: SocketAddr = "controller.listen", Standard::Value("0.0.0.0:7444"),
         because "relays connect from other machines; everything but joining needs a certificate",
         example "127.0.0.1:17444", "\"127.0.0.1:17444\"";
+    /// The addresses at which relays find the controller, as they are written into join tokens.
+    controller_advertise: Vec<HostPort> = "controller.advertise", Standard::Nothing("the address that the controller listens at"),
+        because "only the operator knows the public name",
+        example "control.example:7444", "[\"control.example:7444\"]";
     /// The trust domain of all identities that the controller issues.
     controller_trust_domain: TrustDomain = "controller.trust_domain", Standard::Value("sealock"),
         because "a deployment that trusts no other needs no name of its own",

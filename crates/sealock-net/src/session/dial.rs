@@ -30,7 +30,8 @@ impl DialError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::NoAddress(_) => Reason::RelayUnreachable,
+            // Silence is what a dead relay and a closed firewall have in common.
+            Self::NoAddress(_) | Self::Connect(ConnectError::Timeout) => Reason::RelayUnreachable,
             Self::Connect(error) => error.reason(),
         }
     }

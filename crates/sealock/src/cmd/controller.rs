@@ -32,7 +32,7 @@ pub(crate) async fn run(common: &Common, flags: &Controller) -> anyhow::Result<(
     let guess = Public::guess(config.controller.listen);
     let advertise = advertised(&config, &flags.advertise, &guess.addresses)?;
     let shown = print::list(&advertise);
-    let handle = controller::start(self::config(&config, advertise, starter)?, &scope).await?;
+    controller::start(self::config(&config, advertise, starter)?, &scope).await?;
     print::line(&format!("Relays reach the controller at TCP {shown}."));
     if first && starter == Starter::Open {
         print::line(

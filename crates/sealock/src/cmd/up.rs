@@ -1,6 +1,6 @@
 //! `sealock up`: the public side in one process, controller and relay.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -96,9 +96,9 @@ async fn start_relay(
 /// An address at which this machine reaches its own listener.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
     SocketAddr::new(ip, listen.port())
 }
@@ -154,8 +154,8 @@ fn own_address(listen: IpAddr) -> Option<IpAddr> {
             (Ipv4Addr::new(192, 0, 2, 1), 9).into(),
         )
     } else {
-        let far = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-        ((std::net::Ipv6Addr::UNSPECIFIED, 0).into(), (far, 9).into())
+        let far = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        ((Ipv6Addr::UNSPECIFIED, 0).into(), (far, 9).into())
     };
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(far).ok()?;

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use sealock_agent::AgentHandle;
 use sealock_core::address::Target;
+use sealock_core::api::ApiError;
 use sealock_core::api::local::{Connect as Method, ConnectRequest, Event};
 use sealock_core::config::Config;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
-use sealock_net::unix::UnixClient;
+use sealock_net::identity::IdentityDir;
+use sealock_net::unix::{self, UnixClient};
 
 use super::{End, follow, lost, no_agent, request};
 use crate::cli::{Common, Connect};
@@ -64,7 +66,8 @@ async fn keep(
             None
         }
     };
-    if let Some(mut events) = request::<Method>(&client, wanted).await? {
+    let asked = request::<Method>(&client, wanted).await;
+    if let Some(mut events) = asked.map_err(|error| told_why(error, config, &wanted.service))? {
         match follow(&mut events, wanted.detached, told).await? {
             End::Settled => return Ok(()),
             End::Lost => lost(),
@@ -110,11 +113,32 @@ async fn stdio(config: &Config, service: ServiceName, stop: &mut Stop) -> anyhow
     Err(failure.into())
 }
 
+/// A running agent answers in general words; here the names are known.
+fn told_why(error: anyhow::Error, config: &Config, service: &ServiceName) -> anyhow::Error {
+    let Some(unix::CallError::Api(ApiError {
+        reason: Some(reason),
+        ..
+    })) = error.downcast_ref()
+    else {
+        return error;
+    };
+    let svid = IdentityDir::open(Places::of(config).agent())
+        .ok()
+        .and_then(|dir| dir.load_svid().ok().flatten());
+    let me = svid.as_ref().and_then(|svid| svid.leaf().agent());
+    let me = me.map_or("CALLER", |agent| agent.name.as_str());
+    named(*reason, me, service).into()
+}
+
 /// Why a service cannot be opened, with the hint in the names of this case.
 fn refused(reason: Reason, agent: &AgentHandle, service: &ServiceName) -> Failure {
     let me = agent.id().principal.as_agent();
     let me = me.map_or("CALLER", |agent| agent.name.as_str());
+    named(reason, me, service)
+}
+
+fn named(reason: Reason, caller: &str, service: &ServiceName) -> Failure {
     Failure::of(reason)
         .about(format!("`{service}`"))
-        .naming(me, service.as_str())
+        .naming(caller, service.as_str())
 }
