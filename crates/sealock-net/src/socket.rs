@@ -1,7 +1,8 @@
 //! TCP sockets as the pipe needs them: two halves, and an end that is never clean by accident.
 //!
-//! A half that is dropped without an end resets the connection (RST). The library's own halves send FIN when they are
-//! dropped, which a peer would take for a clean end (lesson 03).
+//! Every connection is armed to end by reset (RST), and only a finished one is disarmed. So neither a dropped half nor
+//! the death of this process looks like a clean end to its peer (lesson 03). The library's own halves send FIN when
+//! they are dropped.
 
 use std::io;
 use std::net::Shutdown;
@@ -12,23 +13,26 @@ use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-/// Makes the coming close of a socket a reset, so that its peer never takes it for a clean end.
+/// Makes the coming close of a socket a reset, so that its peer never takes it for a clean end; also the close that the
+/// kernel does for a process that was killed.
 pub fn reset_on_close(socket: &TcpStream) {
+    set_linger(socket, Some(Duration::ZERO));
+}
+
+fn set_linger(socket: &TcpStream, linger: Option<Duration>) {
     // Fails only on a socket that is closed already, and then there is nobody left to tell.
-    let _gone = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+    let _gone = SockRef::from(socket).set_linger(linger);
 }
 
 /// Parts a connection into what is read and what is written.
 #[must_use]
 pub fn split(stream: TcpStream) -> (TcpReader, TcpWriter) {
+    reset_on_close(&stream);
     let stream = Arc::new(stream);
     let reader = TcpReader {
         stream: Arc::clone(&stream),
     };
-    let writer = TcpWriter {
-        stream,
-        ended: false,
-    };
+    let writer = TcpWriter { stream };
     (reader, writer)
 }
 
@@ -66,7 +70,6 @@ impl TcpReader {
 #[derive(Debug)]
 pub struct TcpWriter {
     stream: Arc<TcpStream>,
-    ended: bool,
 }
 
 impl TcpWriter {
@@ -96,21 +99,13 @@ impl TcpWriter {
     /// # Errors
     /// When the peer is gone.
     pub fn finish(&mut self) -> io::Result<()> {
-        self.ended = true;
+        // A reset on close would also discard what the peer has not taken yet.
+        set_linger(&self.stream, None);
         SockRef::from(self.stream.as_ref()).shutdown(Shutdown::Write)
     }
 
     /// Ends the connection abnormally, both directions at once, as soon as both halves are dropped.
     pub fn reset(&mut self) {
-        self.ended = true;
         reset_on_close(&self.stream);
-    }
-}
-
-impl Drop for TcpWriter {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.reset();
-        }
     }
 }

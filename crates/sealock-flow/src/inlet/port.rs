@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealock_core::fact::Facts;
+use sealock_net::socket;
 use sealock_net::task::Spawner;
 use sealock_net::unix::PrivateListener;
 use tokio::net::TcpListener;
@@ -28,6 +29,8 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (stream, _remote) = listener.accept().await?;
                 stream.set_nodelay(true)?;
+                // A caller whose flow never opens must not see a clean end, whatever happens to this process.
+                socket::reset_on_close(&stream);
                 Ok(Near::Tcp(stream))
             }
             Self::Unix(listener) => listener
