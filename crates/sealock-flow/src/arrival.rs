@@ -1,5 +1,7 @@
 //! A flow at its first moment: where it came in, what is known of it, and the side that waits for an answer.
 
+use std::io::ErrorKind;
+
 use bytes::Bytes;
 use sealock_core::fact::Facts;
 use sealock_core::reason::Reason;
@@ -67,16 +69,23 @@ const EARLY_LIMIT: usize = 16 * 1024; // one TLS record
 
 impl Near {
     /// What the near side has already sent, without waiting: it can travel with the open and save a round trip.
-    pub fn early(&mut self) -> Bytes {
+    ///
+    /// # Errors
+    /// When the near side is gone. A socket tells its error once and an end from then on, so it must be heard here.
+    pub fn early(&mut self) -> Result<Bytes, Reason> {
         let mut buffer = vec![0; EARLY_LIMIT];
         let read = match self {
             Self::Tcp(stream) => stream.try_read(&mut buffer),
             Self::Unix(stream) => stream.try_read(&mut buffer),
-            Self::Stdio | Self::Leg(_) | Self::Sealed(_) => return Bytes::new(),
+            Self::Stdio | Self::Leg(_) | Self::Sealed(_) => return Ok(Bytes::new()),
         };
-        // An error and an end will show again when the flow is carried, where they are told from one another.
-        buffer.truncate(read.unwrap_or(0));
-        Bytes::from(buffer)
+        match read {
+            // An end shows again when the flow is carried.
+            Ok(length) => buffer.truncate(length),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => buffer.clear(),
+            Err(_) => return Err(Reason::NearReset),
+        }
+        Ok(Bytes::from(buffer))
     }
 
     /// Answers that the way is open.

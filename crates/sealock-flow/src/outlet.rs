@@ -66,12 +66,15 @@ pub struct Opening<'a> {
 
 impl Opening<'_> {
     /// What the near side has already sent. Taken once, by the way that can carry it.
-    pub fn early(&mut self) -> Bytes {
-        let early = self.near.early();
+    ///
+    /// # Errors
+    /// When the near side is gone.
+    pub fn early(&mut self) -> Result<Bytes, Reason> {
+        let early = self.near.early()?;
         self.flow
             .bytes_up
             .fetch_add(early.len() as u64, Ordering::Relaxed);
-        early
+        Ok(early)
     }
 }
 

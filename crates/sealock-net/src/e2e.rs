@@ -41,7 +41,6 @@ pub struct EndToEnd {
 }
 
 /// An open as the caller means it.
-#[derive(Debug)]
 pub struct Call {
     /// The stream that it is for.
     pub stream: StreamId,
@@ -49,6 +48,18 @@ pub struct Call {
     pub service: ServiceName,
     /// Who may answer: nobody else's certificate is accepted.
     pub providers: BTreeSet<AgentId>,
+    /// Says whether the certificate of the one who answers was revoked.
+    pub judge: tls::Judge,
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Call")
+            .field("stream", &self.stream)
+            .field("service", &self.service)
+            .field("providers", &self.providers)
+            .finish_non_exhaustive()
+    }
 }
 
 const ACCEPTED: u8 = 0;
@@ -76,19 +87,20 @@ impl EndToEnd {
         &self,
         leg: BiStream,
         call: Call,
-        early: impl FnOnce() -> Bytes,
+        early: impl FnOnce() -> Result<Bytes, Reason>,
     ) -> Result<(SealedReader, SealedWriter), Reason> {
         let Call {
             stream,
             service,
             providers,
+            judge,
         } = call;
-        let config = tls::e2e_client(&self.identity, &self.trust, &providers, None);
+        let config = tls::e2e_client(&self.identity, &self.trust, &providers, Some(judge));
         let tls = record::client(config, stream)?;
         let halves = stream::start(Role::Opener, leg, &self.tasks);
         let talk = async {
             let (mut reader, mut writer) = record::handshake(tls, halves).await?;
-            writer.write(question(&service, &early())).await?;
+            writer.write(question(&service, &early()?)).await?;
             match reader.take(1).await?.get_u8() {
                 ACCEPTED => Ok((reader, writer)),
                 REFUSED => Err(Reason::from_number(reader.take(4).await?.get_u32().into())),

@@ -15,15 +15,18 @@ use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_proto::session::{AgentEvent, AgentSide};
 use sealock_proto::wire::{Hello, Incoming, Message, Open, PROTOCOL_VERSION, SessionKind};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::message;
 use crate::task::Scope;
-use crate::transport::{BiStream, Connection, RecvHalf, SendHalf};
+use crate::transport::{BiStream, Connection, Lost, RecvHalf, SendHalf};
 
 mod dial;
 
 pub use dial::{DialError, Dialer};
+
+/// How long an open waits for a stream to become free.
+const STREAM_WAIT: Duration = Duration::from_secs(2); // one that ends is free again a round trip later
 
 /// The session of the moment.
 #[derive(Debug, Clone)]
@@ -50,7 +53,9 @@ impl Session {
     }
 
     async fn open_stream(&self, head: &Message) -> Result<BiStream, Reason> {
-        let mut leg = self.connection.open_bi().await?;
+        // The relay allows only so many; who has them all in use is told so, and not left to wait.
+        let opened = tokio::time::timeout(STREAM_WAIT, self.connection.open_bi()).await;
+        let mut leg = opened.map_err(|_elapsed| Reason::QuotaExceeded)??;
         leg.send.write(head.encode()).await?;
         Ok(leg)
     }
@@ -417,9 +422,9 @@ impl Live {
                     let wanted = offers.borrow_and_update().clone();
                     send_offers(side, writer, offered, wanted).await
                 }
-                stream = connection.accept_bi() => match stream {
-                    Ok(leg) => {
-                        take_in(leg, config.offered.clone(), Arc::clone(&headless), &scope);
+                stream = accept(connection, &headless) => match stream {
+                    Ok((leg, slot)) => {
+                        take_in(leg, slot, config.offered.clone(), &scope);
                         Ok(())
                     }
                     Err(lost) => Err(lost.reason()),
@@ -467,20 +472,32 @@ async fn send_offers(
     Ok(())
 }
 
+/// Accepts a stream when there is a place among the headless ones: a burst waits its turn in QUIC's own queue.
+///
+/// # Errors
+/// When the connection is gone.
+///
+/// # Cancel safety
+/// Safe.
+pub async fn accept(
+    connection: &Connection,
+    headless: &Arc<Semaphore>,
+) -> Result<(BiStream, OwnedSemaphorePermit), Lost> {
+    let slot = Arc::clone(headless).acquire_owned().await;
+    let slot = slot.map_err(|_closed| Lost::ByUs)?; // nobody closes the semaphore
+    Ok((connection.accept_bi().await?, slot))
+}
+
 /// How long a stream may take to say what it is for.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Reads a stream's head and hands it over, in a task of its own: a slow head holds up nobody.
 fn take_in(
     mut leg: BiStream,
+    slot: OwnedSemaphorePermit,
     offered: mpsc::Sender<Offered>,
-    headless: Arc<Semaphore>,
     scope: &Scope,
 ) {
-    let Ok(slot) = headless.try_acquire_owned() else {
-        leg.reset(Reason::Overloaded);
-        return;
-    };
     scope.spawn("head", async move {
         let head = tokio::time::timeout(HEAD_DEADLINE, message::read(&mut leg.recv)).await;
         drop(slot);

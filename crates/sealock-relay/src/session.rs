@@ -11,12 +11,13 @@ use sealock_flow::hop::{self, Hop};
 use sealock_flow::inlet;
 use sealock_net::identity::PeerIdentity;
 use sealock_net::message::{self, ReadError};
+use sealock_net::session::accept;
 use sealock_net::task::Spawner;
 use sealock_net::transport::{BiStream, Connection, RecvHalf, SendHalf};
 use sealock_net::views::ViewStore;
 use sealock_proto::session::{RelayEvent, RelaySide};
 use sealock_proto::wire::{Message, Services, Welcome};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::controller::ControllerWay;
 use crate::directory::{Directory, Live};
@@ -159,9 +160,9 @@ async fn run(
                 listening = false;
                 Ok(())
             }
-            leg = connection.accept_bi() => match leg {
-                Ok(leg) => {
-                    take_in(shared, live, leg, &limits);
+            leg = accept(connection, &limits.headless) => match leg {
+                Ok((leg, slot)) => {
+                    take_in(shared, live, leg, (slot, &limits));
                     Ok(())
                 }
                 Err(lost) => Err(lost.reason()),
@@ -230,11 +231,12 @@ impl Limits {
 }
 
 /// Reads a stream's head and does what it says, in a task of its own: a slow head holds up nobody.
-fn take_in(shared: &Shared, live: &Arc<Live>, mut leg: BiStream, limits: &Limits) {
-    let Ok(headless) = Arc::clone(&limits.headless).try_acquire_owned() else {
-        leg.reset(Reason::Overloaded);
-        return;
-    };
+fn take_in(
+    shared: &Shared,
+    live: &Arc<Live>,
+    mut leg: BiStream,
+    (headless, limits): (OwnedSemaphorePermit, &Limits),
+) {
     let (shared, live) = (shared.clone(), Arc::clone(live));
     let controller = Arc::clone(&limits.controller);
     shared.tasks.clone().spawn("stream", async move {

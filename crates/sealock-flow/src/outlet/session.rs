@@ -4,11 +4,16 @@
 //! with the open. The relay opens a leg to the provider and is done; what it passes on from then on it cannot read.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use sealock_core::fact::Facts;
 use sealock_core::identity::AgentId;
+use sealock_core::name::AgentName;
 use sealock_core::reason::Reason;
+use sealock_core::view::View;
 use sealock_net::e2e::{Call, EndToEnd};
+use sealock_net::identity::PeerIdentity;
 use sealock_net::session::Sessions;
 use sealock_net::transport::Connection;
 use sealock_net::views::ViewStore;
@@ -43,7 +48,8 @@ impl ServiceOutlet {
     /// Opens a leg to a provider and authenticates it end to end.
     pub(super) async fn open(&self, opening: &mut Opening<'_>) -> Result<Io, Reason> {
         let service = opening.facts.service.value.clone();
-        let providers = self.providers(opening)?;
+        let view = self.views.current(&opening.facts.tenant)?;
+        let providers = providers(&view, opening.facts)?;
         let session = tokio::time::timeout(SESSION_WAIT, self.sessions.current())
             .await
             .map_err(|_elapsed| Reason::RelayUnreachable)?;
@@ -58,24 +64,30 @@ impl ServiceOutlet {
             stream,
             service,
             providers,
+            // The name alone does not do: a certificate that was stolen and revoked still bears it (S15).
+            judge: Arc::new(move |peer: &PeerIdentity| {
+                if view.is_revoked(&peer.serial, &peer.key_digest) {
+                    Err(Reason::IdentityRevoked)
+                } else {
+                    Ok(())
+                }
+            }),
         };
         let (reader, writer) = self.end_to_end.call(leg, call, || opening.early()).await?;
         Ok(Io::Sealed(reader, writer))
     }
+}
 
-    /// Those who may answer for the service: what the controller signed, not what the relay says.
-    fn providers(&self, opening: &Opening<'_>) -> Result<BTreeSet<AgentId>, Reason> {
-        let facts = opening.facts;
-        let view = self.views.current(&facts.tenant)?;
-        let service = view
-            .service(&facts.service.value)
-            .ok_or(Reason::NoSuchService)?;
-        let id = |name: &sealock_core::name::AgentName| AgentId {
-            tenant: facts.tenant.clone(),
-            name: name.clone(),
-        };
-        Ok(service.providers.iter().map(id).collect())
-    }
+/// Those who may answer for the service: what the controller signed, not what the relay says.
+fn providers(view: &View, facts: &Facts) -> Result<BTreeSet<AgentId>, Reason> {
+    let service = view
+        .service(&facts.service.value)
+        .ok_or(Reason::NoSuchService)?;
+    let id = |name: &AgentName| AgentId {
+        tenant: facts.tenant.clone(),
+        name: name.clone(),
+    };
+    Ok(service.providers.iter().map(id).collect())
 }
 
 /// At a relay: an agent that provides the service, and its session.
@@ -87,13 +99,15 @@ pub struct Provider {
     pub connection: Connection,
 }
 
+/// How long a provider that has all its streams in use may take to free one; then the next provider is tried.
+const STREAM_WAIT: Duration = Duration::from_secs(2);
+
 /// Opens a leg to the provider. It answers the caller itself, through the leg.
 pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Result<Io, Reason> {
     let (stream, epoch) = opening.leg.ok_or(Reason::Internal)?;
-    let mut leg = provider
-        .connection
-        .open_bi()
+    let mut leg = tokio::time::timeout(STREAM_WAIT, provider.connection.open_bi())
         .await
+        .map_err(|_elapsed| Reason::Overloaded)?
         .map_err(|_lost| Reason::PeerLost)?;
     let incoming = Message::Incoming(Incoming {
         stream,

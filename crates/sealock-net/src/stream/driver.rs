@@ -23,84 +23,25 @@ pub(super) async fn run(shared: Arc<Shared>, role: Role, leg: BiStream) {
         recv: mut reader,
         send: writer,
     } = leg;
+    let mut driver = Driver::new(&shared, writer);
     let begun = match role {
-        Role::Opener => open(&shared, &mut reader, writer).await,
-        Role::Accepter => accept(&shared, &mut reader, writer).await,
+        Role::Opener => driver.open(&mut reader).await,
+        Role::Accepter => driver.accept(&mut reader).await,
     };
     let failed = match begun {
-        Ok(driver) => driver.carry(reader).await,
+        Ok(()) => driver.carry(&mut reader).await,
         Err(reason) => Some(reason),
     };
-    if let Some(reason) = failed {
-        shared.machine.lock().fail(Instant::now(), reason);
-        loop {
-            let event = shared.machine.lock().poll_event();
-            let Some(event) = event else { break };
-            shared.announce(event);
-        }
+    let Some(reason) = failed else { return };
+    // Whoever is at the leg's other end learns why, too.
+    driver.writer.reset(reason);
+    reader.stop(reason);
+    shared.machine.lock().fail(Instant::now(), reason);
+    loop {
+        let event = shared.machine.lock().poll_event();
+        let Some(event) = event else { break };
+        shared.announce(event);
     }
-}
-
-/// The opener speaks first and hears meanwhile whether the provider took the leg.
-async fn open<'a>(
-    shared: &'a Shared,
-    reader: &mut RecvHalf,
-    writer: SendHalf,
-) -> Result<Driver<'a>, Reason> {
-    let epoch = shared
-        .machine
-        .lock()
-        .attach(Instant::now(), None)
-        .map_err(|_| Reason::Internal)?;
-    let mut driver = Driver::new(shared, writer, epoch);
-    let answer = {
-        let answer = message::read(reader);
-        tokio::pin!(answer);
-        loop {
-            let idle = driver.prepare();
-            tokio::select! {
-                biased; // an answer decides whether there is anything more to say
-                answer = &mut answer => break answer,
-                sent = driver.outbox.send(&mut driver.writer), if !idle => sent?,
-                () = shared.driver.notified() => {}
-            }
-        }
-    };
-    match answer {
-        Ok(Message::Opened(_)) => Ok(driver),
-        Ok(Message::Refused(reason)) => Err(reason),
-        Ok(_) => Err(Reason::ProtocolViolation),
-        Err(error) => Err(error.reason()),
-    }
-}
-
-/// The accepter hears the opener's ATTACH before it says anything.
-async fn accept<'a>(
-    shared: &'a Shared,
-    reader: &mut RecvHalf,
-    writer: SendHalf,
-) -> Result<Driver<'a>, Reason> {
-    let mut decoder = Decoder::new();
-    let attach = loop {
-        match decoder.next() {
-            Ok(Some(Frame::Attach(attach))) => break attach,
-            Ok(None) => {}
-            Ok(Some(_)) | Err(_) => return Err(Reason::ProtocolViolation),
-        }
-        let chunk = reader.read_chunk(CHUNK).await?;
-        let chunk = chunk.ok_or(Reason::PeerLost)?;
-        decoder.push(chunk);
-    };
-    let epoch = attach.epoch;
-    shared
-        .machine
-        .lock()
-        .accept_attach(Instant::now(), &attach, None)
-        .map_err(|_| Reason::ProtocolViolation)?;
-    let mut driver = Driver::new(shared, writer, epoch);
-    driver.decoder = decoder;
-    driver.heard()?;
-    Ok(driver)
 }
 
 struct Driver<'a> {
@@ -113,20 +54,77 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(shared: &'a Shared, writer: SendHalf, epoch: Epoch) -> Self {
-        let decoder = Decoder::new();
+    fn new(shared: &'a Shared, writer: SendHalf) -> Self {
         Self {
             shared,
             writer,
-            epoch,
-            decoder,
+            epoch: Epoch::FIRST,
+            decoder: Decoder::new(),
             outbox: Outbox::default(),
             released: false,
         }
     }
 
+    /// The opener speaks first and hears meanwhile whether the provider took the leg.
+    async fn open(&mut self, reader: &mut RecvHalf) -> Result<(), Reason> {
+        let attached = self.shared.machine.lock().attach(Instant::now(), None);
+        self.epoch = attached.map_err(|_| Reason::Internal)?;
+        let answer = message::read(reader);
+        tokio::pin!(answer);
+        let answer = loop {
+            self.still_wanted()?;
+            let idle = self.prepare();
+            let deadline = self.shared.machine.lock().next_timeout();
+            tokio::select! {
+                biased; // an answer decides whether there is anything more to say
+                answer = &mut answer => break answer,
+                sent = self.outbox.send(&mut self.writer), if !idle => sent?,
+                () = self.shared.driver.notified() => {}
+                () = until(deadline) => return Err(Reason::OpenTimeout),
+            }
+        };
+        match answer {
+            Ok(Message::Opened(_)) => Ok(()),
+            Ok(Message::Refused(reason)) => Err(reason),
+            Ok(_) => Err(Reason::ProtocolViolation),
+            Err(error) => Err(error.reason()),
+        }
+    }
+
+    /// The accepter hears the opener's ATTACH before it says anything.
+    async fn accept(&mut self, reader: &mut RecvHalf) -> Result<(), Reason> {
+        let attach = loop {
+            self.still_wanted()?;
+            match self.decoder.next() {
+                Ok(Some(Frame::Attach(attach))) => break attach,
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => return Err(Reason::ProtocolViolation),
+            }
+            tokio::select! {
+                biased; // bytes that came count, even when the user has just given up
+                chunk = reader.read_chunk(CHUNK) => self.decoder.push(chunk?.ok_or(Reason::PeerLost)?),
+                () = self.shared.driver.notified() => {}
+            }
+        };
+        self.epoch = attach.epoch;
+        self.shared
+            .machine
+            .lock()
+            .accept_attach(Instant::now(), &attach, None)
+            .map_err(|_| Reason::ProtocolViolation)?;
+        self.heard()
+    }
+
+    /// Before both sides have attached, a stream that its user gave up has nobody to say goodbye to.
+    fn still_wanted(&self) -> Result<(), Reason> {
+        if self.shared.machine.lock().is_ending() {
+            return Err(Reason::Cancelled);
+        }
+        Ok(())
+    }
+
     /// Carries the stream over the leg. Returns why the leg is of no more use, or nothing when the stream is over.
-    async fn carry(mut self, mut reader: RecvHalf) -> Option<Reason> {
+    async fn carry(&mut self, reader: &mut RecvHalf) -> Option<Reason> {
         let mut hears = true;
         loop {
             let idle = self.prepare();

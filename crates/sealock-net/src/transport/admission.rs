@@ -188,7 +188,9 @@ impl Bucket {
     }
 }
 
-fn network_of(source: IpAddr) -> IpAddr {
+/// The network that a source counts by.
+#[must_use]
+pub fn network_of(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
