@@ -9,6 +9,7 @@
 
 pub mod binary;
 pub mod capture;
+pub mod deployment;
 pub mod evidence;
 pub mod faults;
 pub mod namespace;
@@ -19,6 +20,7 @@ pub mod topology;
 pub mod traffic;
 pub mod wait;
 
+pub use deployment::{Begin, Deployment, Machine};
 pub use namespace::Namespace;
 pub use node::{Node, Spec};
 pub use topology::{Bridge, Family, Lab6, Nat, Topology, scene};

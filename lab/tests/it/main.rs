@@ -5,5 +5,6 @@ mod faults;
 mod node;
 mod program;
 mod servers;
+mod three_machines;
 mod topology;
 mod traffic;
