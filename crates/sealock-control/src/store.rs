@@ -203,6 +203,8 @@ pub struct Redemption {
     pub role: Role,
     /// The name that it asks for.
     pub name: Option<String>,
+    /// What its machine is called: taken when neither the token nor `name` says a name.
+    pub own_name: Option<String>,
     /// The SHA-256 of its key's SubjectPublicKeyInfo, lower-case hex.
     pub key_digest: String,
     /// Of a relay: where agents reach it.

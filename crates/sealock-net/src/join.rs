@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::files::FileError;
 use crate::identity::{IdentityDir, KeyError, KeyPair, Svid, SvidError};
+pub use crate::node_api::Naming;
 use crate::node_api::{CallError, Enrol, NodeClient};
 use crate::session::Dialer;
 use crate::tls;
@@ -72,7 +73,7 @@ impl JoinError {
 /// The token may be used although no identity was kept.
 pub async fn join_agent(
     token: &JoinToken,
-    name: Option<String>,
+    naming: Naming,
     dir: &IdentityDir,
 ) -> Result<SpiffeId, JoinError> {
     expect_role(token, Role::Agent)?;
@@ -82,7 +83,7 @@ pub async fn join_agent(
         let dialer = dialer.clone();
         async move { dial_through(&dialer, &relay).await }
     };
-    let joined = join(token, name, Vec::new(), dir, through).await;
+    let joined = join(token, naming, Vec::new(), dir, through).await;
     endpoint.close(Reason::Done);
     endpoint.wait_idle().await;
     joined
@@ -109,12 +110,12 @@ async fn dial_through(dialer: &Dialer, relay: &HostPort) -> io::Result<StreamIo>
 /// The token may be used although no identity was kept.
 pub async fn join_relay(
     token: &JoinToken,
-    name: Option<String>,
+    naming: Naming,
     addresses: Vec<HostPort>,
     dir: &IdentityDir,
 ) -> Result<SpiffeId, JoinError> {
     expect_role(token, Role::Relay)?;
-    join(token, name, addresses, dir, dial_controller).await
+    join(token, naming, addresses, dir, dial_controller).await
 }
 
 /// Dials the controller directly, as relays do.
@@ -139,7 +140,7 @@ fn expect_role(token: &JoinToken, wanted: Role) -> Result<(), JoinError> {
 
 async fn join<F, S>(
     token: &JoinToken,
-    name: Option<String>,
+    naming: Naming,
     addresses: Vec<HostPort>,
     dir: &IdentityDir,
     dial: impl Fn(HostPort) -> F + Clone + Send + Sync + 'static,
@@ -152,7 +153,7 @@ where
     let enrol = Enrol {
         secret: token.secret.clone(),
         csr: key.request_der().map_err(JoinError::Key)?,
-        name,
+        naming,
         role: token.role,
         addresses,
     };

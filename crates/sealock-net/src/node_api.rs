@@ -49,6 +49,15 @@ pub const REQUEST_LIMIT: usize = 256 * 1024;
 /// The largest message that a node reads: a view of a few hundred thousand entries.
 pub const RESPONSE_LIMIT: usize = 64 * 1024 * 1024;
 
+/// What a node that joins wants to be called.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Naming {
+    /// The name that it must get; a token that is bound to another is refused.
+    pub asked: Option<String>,
+    /// What its machine is called anyway: taken when neither the token nor `asked` says a name.
+    pub own: Option<String>,
+}
+
 /// A node's wish to join.
 #[derive(Debug, Clone)]
 pub struct Enrol {
@@ -56,8 +65,8 @@ pub struct Enrol {
     pub secret: TokenSecret,
     /// A PKCS #10 request, DER.
     pub csr: Vec<u8>,
-    /// The name that it wishes for; the token's own when absent.
-    pub name: Option<String>,
+    /// What it wants to be called.
+    pub naming: Naming,
     /// The role of its token.
     pub role: Role,
     /// Of a relay: where agents reach it.

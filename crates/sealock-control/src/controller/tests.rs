@@ -8,7 +8,9 @@ use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_core::token::JoinToken;
 use sealock_core::view::{Entries, View, ViewVersion};
-use sealock_net::node_api::{CallError, Enrol, Issued, NodeClient, Watch, WatchEvent, proto};
+use sealock_net::node_api::{
+    CallError, Enrol, Issued, Naming, NodeClient, Watch, WatchEvent, proto,
+};
 use sealock_net::tls::signed::{SignedHead, SignedView};
 use sealock_net::tls::{controller_client, enrol_client};
 use sealock_net::unix::UnixClient;
@@ -663,7 +665,7 @@ async fn a_join_without_a_controller_fails_with_a_code_in_five_seconds() {
     let enrol = Enrol {
         secret: sealock_core::secret::Secret::new([1; 16]),
         csr: vec![1],
-        name: None,
+        naming: Naming::default(),
         role: Role::Agent,
         addresses: Vec::new(),
     };
@@ -697,7 +699,10 @@ async fn agents_are_sent_to_the_relays_that_joined() {
     let enrol = Enrol {
         secret: token.secret.clone(),
         csr: key.request_der().expect("signed"),
-        name: Some("eu-1".to_owned()),
+        naming: Naming {
+            asked: Some("eu-1".to_owned()),
+            own: None,
+        },
         role: Role::Relay,
         addresses: vec!["eu-1.example:7443".parse().expect("an address")],
     };

@@ -179,6 +179,7 @@ impl NodeService {
             hash: Sha256::digest(&request.secret).into(),
             role,
             name: (!request.name.is_empty()).then_some(request.name),
+            own_name: (!request.own_name.is_empty()).then_some(request.own_name),
             key_digest: csr.key_digest().to_owned(),
             addresses: addresses(&request.addresses)?,
             source: peer.source.to_string(),
@@ -187,7 +188,11 @@ impl NodeService {
         let issue = self.shared.issue(&csr, now);
         let redeemed = self.shared.store.redeem(&redemption, now, &issue).await;
         if let Err(StoreError::Refused(reason)) = &redeemed {
-            let name = redemption.name.as_deref().unwrap_or("");
+            let name = redemption
+                .name
+                .as_deref()
+                .or(redemption.own_name.as_deref());
+            let name = name.unwrap_or_default();
             let act = Act::done(now, peer.source, "node.enrol", name).refused(*reason);
             self.record(None, &[act]).await?;
         }

@@ -70,6 +70,7 @@ fn redemption(secret: u8, name: &str, key: &str) -> Redemption {
         hash: [secret; 32],
         role: Role::Agent,
         name: Some(name.to_owned()),
+        own_name: None,
         key_digest: key.to_owned(),
         addresses: Vec::new(),
         source: "192.0.2.1".to_owned(),
@@ -242,6 +243,25 @@ pub(super) async fn a_token_without_a_name_cannot_take_a_name_that_is_known<B: B
         Reason::NameTaken,
         "nor one that was revoked"
     );
+    for made in [token(5, None), token(6, Some("db"))] {
+        let kept = store.add_token(&made, &act("token.create")).await;
+        kept.expect("kept");
+    }
+    let called = |secret, key| Redemption {
+        name: None,
+        own_name: Some("laptop".to_owned()),
+        ..redemption(secret, "", key)
+    };
+    let (principal, _) = store
+        .redeem(&called(5, "k5"), at(2), &issuing("k5"))
+        .await
+        .expect("a token without a name takes the machine's own");
+    assert_eq!(principal, Principal::Agent(agent("laptop")));
+    let (principal, _) = store
+        .redeem(&called(6, "k6"), at(2), &issuing("k6"))
+        .await
+        .expect("a token with a name keeps it");
+    assert_eq!(principal, Principal::Agent(agent("db")));
     // An administrator may say so: the token is bound to the name.
     let second = join(&store, 4, "web", "k4").await;
     assert!(store.admits(&second).await.expect("asked"));

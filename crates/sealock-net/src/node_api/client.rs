@@ -156,7 +156,8 @@ impl NodeClient {
         let request = proto::EnrolRequest {
             secret: enrol.secret.expose().to_vec(),
             csr: enrol.csr.clone(),
-            name: enrol.name.clone().unwrap_or_default(),
+            name: enrol.naming.asked.clone().unwrap_or_default(),
+            own_name: enrol.naming.own.clone().unwrap_or_default(),
             role: proto::Role::from(enrol.role).into(),
             addresses: texts(&enrol.addresses),
         };

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use sealock_core::reason::Reason;
 use sealock_core::token::JoinToken;
 use sealock_net::identity::IdentityDir;
-use sealock_net::join::{self, JoinError};
+use sealock_net::join::{self, JoinError, Naming};
 use sealock_net::unix::UnixClient;
 
 use crate::cli::{Common, Join};
@@ -28,14 +28,8 @@ pub(crate) async fn run(common: &Common, flags: Join) -> anyhow::Result<()> {
         refuse_joined(&dir)?;
     }
     refuse_running(&places).await?;
-    let name = flags
-        .name
-        .or(config.agent.name)
-        .map(|name| name.to_string());
-    let id = match name {
-        Some(name) => join::join_agent(&token, Some(name), &dir).await,
-        None => join_by_own_name(&token, &dir).await,
-    };
+    let naming = naming(flags.name.or(config.agent.name).as_ref());
+    let id = join::join_agent(&token, naming, &dir).await;
     let id = id.map_err(|error| explain(error, &token))?;
     forget_views(&dir)?;
     places.keep_relays(&token.addresses)?;
@@ -100,20 +94,11 @@ pub(crate) fn forget_views(dir: &IdentityDir) -> anyhow::Result<()> {
     }
 }
 
-/// Joins by the name that the token is bound to, and where it is bound to none, by the machine's own.
-async fn join_by_own_name(
-    token: &JoinToken,
-    dir: &IdentityDir,
-) -> Result<sealock_core::identity::SpiffeId, JoinError> {
-    let own = host_name();
-    match join::join_agent(token, own.clone(), dir).await {
-        // Either the token is bad, or it is bound to a name that is not ours.
-        Err(JoinError::Refused(error))
-            if own.is_some() && error.reason() == Reason::TokenInvalid =>
-        {
-            join::join_agent(token, None, dir).await
-        }
-        outcome => outcome,
+/// What this machine wants to be called: as somebody said, else as the token says, else what it is called anyway.
+pub(crate) fn naming(asked: Option<&impl ToString>) -> Naming {
+    Naming {
+        asked: asked.map(ToString::to_string),
+        own: host_name(),
     }
 }
 
@@ -124,7 +109,7 @@ fn host_name() -> Option<String> {
 }
 
 /// The first label of a host name as a name of ours, when anything of it is left.
-pub(crate) fn canonical(host: &str) -> Option<String> {
+fn canonical(host: &str) -> Option<String> {
     let label = host.trim().split('.').next().unwrap_or_default();
     let mapped: String = label
         .chars()

@@ -7,12 +7,13 @@ use sealock_core::address::HostPort;
 use sealock_core::api::relay::{List, ListRequest};
 use sealock_core::config::Config;
 use sealock_core::identity::Role;
+use sealock_core::reason::Reason;
 use sealock_net::identity::{IdentityDir, Trust};
 use sealock_net::join::{self, JoinError};
 use sealock_relay::RelayConfig;
 
 use super::ask;
-use super::join::{forget_views, read_token};
+use super::join::{forget_views, naming, read_token};
 use super::up::Public;
 use crate::cli::{Common, Json, Relay};
 use crate::failure::Failure;
@@ -43,8 +44,8 @@ pub(crate) async fn run(common: &Common, flags: Relay) -> anyhow::Result<()> {
             return Err(Failure::new(text).hint(NEW_TOKEN).into());
         };
         let token = read_token(token)?;
-        let name = config.relay.name.as_ref().map(ToString::to_string);
-        let joined = join::join_relay(&token, name, public.addresses.clone(), &dir).await;
+        let naming = naming(config.relay.name.as_ref());
+        let joined = join::join_relay(&token, naming, public.addresses.clone(), &dir).await;
         joined.map_err(explain)?;
         forget_views(&dir)?;
         places.keep_relay_controller(&token.addresses)?;
@@ -73,16 +74,29 @@ pub(crate) async fn run(common: &Common, flags: Relay) -> anyhow::Result<()> {
 }
 
 fn explain(error: JoinError) -> anyhow::Error {
-    let failure = match &error {
-        JoinError::WrongRole { .. } => Failure::usage("this token is not for a relay"),
-        JoinError::Socket(_)
-        | JoinError::Key(_)
-        | JoinError::Refused(_)
-        | JoinError::Unreachable(_)
-        | JoinError::Issued(_)
-        | JoinError::Keep(_) => Failure::of(error.reason()),
-    };
-    anyhow::Error::from(error).context(failure.hint(NEW_TOKEN))
+    match &error {
+        JoinError::WrongRole { token, .. } => {
+            let failure = Failure::usage(format!("this token lets in a {token}, not a relay"));
+            failure.hint(NEW_TOKEN).into()
+        }
+        JoinError::Refused(_) => {
+            let failure = Failure::of(error.reason());
+            let hint = if error.reason() == Reason::NameTaken {
+                "choose another name with --name NAME"
+            } else {
+                NEW_TOKEN
+            };
+            failure.hint(hint).into()
+        }
+        JoinError::Unreachable(_) => {
+            let failure = Failure::of(error.reason())
+                .hint("is the controller running there, and may this machine open TCP to it?");
+            anyhow::Error::from(error).context(failure)
+        }
+        JoinError::Socket(_) | JoinError::Key(_) | JoinError::Issued(_) | JoinError::Keep(_) => {
+            error.into()
+        }
+    }
 }
 
 /// Whether there is an identity of a relay that still runs, of this deployment where one is given.

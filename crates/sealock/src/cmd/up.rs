@@ -10,7 +10,7 @@ use sealock_core::api::token::CreateRequest;
 use sealock_core::config::Config;
 use sealock_core::identity::Role;
 use sealock_net::identity::IdentityDir;
-use sealock_net::join;
+use sealock_net::join::{self, Naming};
 use sealock_net::task::Scope;
 use sealock_relay::RelayHandle;
 
@@ -84,7 +84,7 @@ async fn start_relay(
         let created = controller.create_token(request).await;
         let created = created.map_err(|error| anyhow!(error).context("letting the relay in"))?;
         let token = created.text.parse()?;
-        let joined = join::join_relay(&token, None, public.addresses.clone(), &dir);
+        let joined = join::join_relay(&token, Naming::default(), public.addresses.clone(), &dir);
         joined.await.context("letting the relay in")?;
         forget_views(&dir)?;
     }

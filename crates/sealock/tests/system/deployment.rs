@@ -74,7 +74,7 @@ impl Deployment {
         let dir = self.state.path().join(name);
         if !dir.exists() {
             let token = token(&self.controller, Role::Agent, Some(name)).await?;
-            join::join_agent(&token, None, &IdentityDir::open(&dir)?).await?;
+            join::join_agent(&token, join::Naming::default(), &IdentityDir::open(&dir)?).await?;
         }
         let agent = sealock_agent::start(AgentConfig {
             dir,
@@ -128,7 +128,13 @@ pub(crate) async fn start_relay(
     let listen = free_udp_port()?;
     let token = token(controller, Role::Relay, Some("relay-1")).await?;
     let addresses = vec![HostPort::from(listen)];
-    join::join_relay(&token, None, addresses.clone(), &IdentityDir::open(&dir)?).await?;
+    join::join_relay(
+        &token,
+        join::Naming::default(),
+        addresses.clone(),
+        &IdentityDir::open(&dir)?,
+    )
+    .await?;
     let relay = sealock_relay::start(RelayConfig {
         dir,
         listen,

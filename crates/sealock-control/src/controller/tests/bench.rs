@@ -87,7 +87,10 @@ impl Running {
         let enrol = Enrol {
             secret: token.secret.clone(),
             csr: key.request_der().expect("signed"),
-            name: Some(name.to_owned()),
+            naming: Naming {
+                asked: Some(name.to_owned()),
+                own: None,
+            },
             role,
             addresses: Vec::new(),
         };

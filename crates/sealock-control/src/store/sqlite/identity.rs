@@ -185,14 +185,17 @@ async fn take_token(
     })
 }
 
-/// The name that the node gets: the bound one, or the one it asks for.
-fn settle_name(bound: Option<&str>, asked: Option<&str>) -> Result<String, StoreError> {
+/// The name that the node gets: the bound one, or the one it asks for, or what it is called anyway.
+fn settle_name(bound: Option<&str>, redemption: &Redemption) -> Result<String, StoreError> {
+    let (asked, own) = (redemption.name.as_deref(), redemption.own_name.as_deref());
     match (bound, asked) {
         (Some(bound), Some(asked)) if bound != asked => {
             Err(StoreError::Refused(Reason::TokenInvalid))
         }
         (Some(settled), _) | (None, Some(settled)) => Ok(settled.to_owned()),
-        (None, None) => Err(StoreError::Refused(Reason::TokenInvalid)),
+        (None, None) => own
+            .map(str::to_owned)
+            .ok_or(StoreError::Refused(Reason::TokenInvalid)),
     }
 }
 
@@ -203,7 +206,7 @@ pub(super) async fn redeem(
     issue: &Issue<'_>,
 ) -> Result<(Principal, Certificate), StoreError> {
     let good = take_token(connection, redemption, now).await?;
-    let settled = settle_name(good.bound.as_deref(), redemption.name.as_deref())?;
+    let settled = settle_name(good.bound.as_deref(), redemption)?;
     let malformed = |_| StoreError::Refused(Reason::TokenInvalid);
     let principal = match &good.tenant {
         Some(tenant) => Principal::Agent(AgentId {
