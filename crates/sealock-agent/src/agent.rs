@@ -104,9 +104,10 @@ pub(crate) struct Parts {
     pub(crate) views: ViewStore,
     pub(crate) offers: Offers,
     pub(crate) listeners: Listeners,
-    pub(crate) live: LiveFlows,
     /// The pipe for what this agent opens.
     pub(crate) caller: Hop,
+    /// The pipe for what others open here.
+    pub(crate) provider: Hop,
     pub(crate) flows: sealock_net::task::Spawner,
 }
 
@@ -199,26 +200,9 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     let owned = (config.kind == SessionKind::Full).then_some(dir);
     let link = link(&sessions, &identity, &trust, owned);
     let end_to_end = EndToEnd::new(identity.clone(), trust, flows.spawner());
-    let live = LiveFlows::new(FLOWS_LIMIT);
     let mut registry = Registry::with_prefix("sealock_agent");
-    let hop = |judge| Hop {
-        judge,
-        live: live.clone(),
-        audit: Audit::new(),
-        meter: Meter::default(),
-    };
     let outlet = ServiceOutlet::new(sessions.clone(), end_to_end.clone(), views.clone());
-    let mut caller = hop(Arc::new(CallerJudge {
-        views: views.clone(),
-        outlet: Arc::new(outlet),
-    }) as Arc<_>);
-    caller.meter = Meter::registered(registry.sub_registry_with_prefix("caller"));
-    let mut provider = hop(Arc::new(ProviderJudge {
-        views: views.clone(),
-        offers: offers.clone(),
-    }) as Arc<_>);
-    provider.meter = Meter::registered(registry.sub_registry_with_prefix("provider"));
-    provider.audit = caller.audit.clone();
+    let Hops { caller, provider } = hops(&views, &offers, outlet, &mut registry);
 
     let parts = Parts {
         me: me.clone(),
@@ -229,7 +213,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         views: views.clone(),
         offers: offers.clone(),
         listeners: Listeners::default(),
-        live,
+        provider: provider.clone(),
         caller: caller.clone(),
         flows: flows.spawner(),
     };
@@ -263,6 +247,43 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         flows,
         standing,
     })
+}
+
+/// The two pipes of an agent. Each judges its own flows only, so each has a table of its own.
+struct Hops {
+    caller: Hop,
+    provider: Hop,
+}
+
+fn hops(
+    views: &ViewStore,
+    offers: &Offers,
+    outlet: ServiceOutlet,
+    registry: &mut Registry,
+) -> Hops {
+    let audit = Audit::new();
+    let caller = CallerJudge {
+        views: views.clone(),
+        outlet: Arc::new(outlet),
+    };
+    let provider = ProviderJudge {
+        views: views.clone(),
+        offers: offers.clone(),
+    };
+    Hops {
+        caller: Hop {
+            judge: Arc::new(caller),
+            live: LiveFlows::new(FLOWS_LIMIT),
+            audit: audit.clone(),
+            meter: Meter::registered(registry.sub_registry_with_prefix("caller")),
+        },
+        provider: Hop {
+            judge: Arc::new(provider),
+            live: LiveFlows::new(FLOWS_LIMIT),
+            audit,
+            meter: Meter::registered(registry.sub_registry_with_prefix("provider")),
+        },
+    }
 }
 
 fn load(config: &AgentConfig, dir: &IdentityDir) -> Result<(Svid, Trust), StartError> {

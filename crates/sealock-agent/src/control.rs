@@ -69,7 +69,7 @@ fn state_of(parts: &Parts) -> StatusResponse {
             .into_iter()
             .map(connected_row)
             .collect(),
-        flows: parts.live.len() as u64,
+        flows: (parts.caller.live.len() + parts.provider.live.len()) as u64,
     }
 }
 

@@ -53,6 +53,9 @@ impl LiveFlow {
     }
 }
 
+/// Flows of all hops of a process count together, so that a log line names one flow.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
 /// Every flow of a hop, bounded.
 #[derive(Debug, Clone)]
 pub struct LiveFlows {
@@ -62,7 +65,6 @@ pub struct LiveFlows {
 #[derive(Debug)]
 struct Inner {
     flows: Mutex<HashMap<FlowId, Arc<LiveFlow>>>,
-    next: AtomicU64,
     limit: usize,
 }
 
@@ -72,7 +74,6 @@ impl LiveFlows {
     pub fn new(limit: usize) -> Self {
         let inner = Inner {
             flows: Mutex::default(),
-            next: AtomicU64::new(1),
             limit,
         };
         Self {
@@ -85,7 +86,7 @@ impl LiveFlows {
     /// # Errors
     /// [`Reason::Overloaded`] when the hop is full: a new flow is refused rather than an old one hurt.
     pub fn enter(&self, inlet: InletKind, facts: Facts) -> Result<Permit, Reason> {
-        let id = FlowId(self.inner.next.fetch_add(1, Ordering::Relaxed));
+        let id = FlowId(NEXT.fetch_add(1, Ordering::Relaxed));
         let flow = Arc::new(LiveFlow {
             id,
             inlet,

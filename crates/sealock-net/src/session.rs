@@ -204,12 +204,11 @@ impl Publisher {
     }
 }
 
-async fn keep(mut config: SessionConfig, publish: Publisher) {
+async fn keep(config: SessionConfig, publish: Publisher) {
     let mut pause = FIRST_PAUSE;
     loop {
         for relay in config.relays.clone() {
             let began = Instant::now();
-            config.renewed.mark_unchanged();
             let reason = one(&config, &relay, &publish).await;
             publish.set(&relay, State::Connecting { last: Some(reason) });
             if began.elapsed() > STABLE {
@@ -251,7 +250,10 @@ async fn one(config: &SessionConfig, relay: &HostPort, publish: &Publisher) -> R
     };
     loop {
         publish.set(relay, State::Up(live.session.clone()));
-        match live.run(config, replacement(config, relay)).await {
+        match live
+            .run(config, replacement(config, relay, live.renewed.clone()))
+            .await
+        {
             // The old connection ends by itself with the last of its streams.
             Ended::Replaced(next) => live = *next,
             Ended::Lost(reason) => {
@@ -266,6 +268,8 @@ async fn one(config: &SessionConfig, relay: &HostPort, publish: &Publisher) -> R
 struct Live {
     session: Session,
     control: Control,
+    /// Has seen every renewal up to the handshake of this session.
+    renewed: watch::Receiver<()>,
 }
 
 /// How a session of [`one`] ended.
@@ -275,6 +279,9 @@ enum Ended {
 }
 
 async fn establish(config: &SessionConfig, relay: &HostPort) -> Result<Live, Reason> {
+    // Before the handshake: a renewal during it may have come too late for it.
+    let mut renewed = config.renewed.clone();
+    renewed.mark_unchanged();
     let connection = config.dialer.dial(relay).await.map_err(|error| {
         tracing::debug!(%relay, err = %error, "dialling the relay failed");
         error.reason()
@@ -283,7 +290,11 @@ async fn establish(config: &SessionConfig, relay: &HostPort) -> Result<Live, Rea
         Ok((control, number)) => {
             tracing::info!(%relay, session_id = number, "session up");
             let session = Session { connection, number };
-            Ok(Live { session, control })
+            Ok(Live {
+                session,
+                control,
+                renewed,
+            })
         }
         Err(reason) => {
             connection.close(reason);
@@ -293,8 +304,11 @@ async fn establish(config: &SessionConfig, relay: &HostPort) -> Result<Live, Rea
 }
 
 /// Waits for a renewed identity and makes a session with it, while the old one still serves.
-async fn replacement(config: &SessionConfig, relay: &HostPort) -> Live {
-    let mut renewed = config.renewed.clone();
+async fn replacement(
+    config: &SessionConfig,
+    relay: &HostPort,
+    mut renewed: watch::Receiver<()>,
+) -> Live {
     if renewed.changed().await.is_err() {
         std::future::pending::<()>().await;
     }

@@ -1,11 +1,14 @@
 //! Flows through the whole system: what arrives, how it ends, and what policy lets through.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use sealock_agent::AgentHandle;
 use sealock_control::controller::Starter;
 use sealock_core::api::{agent, policy};
+use sealock_core::policy::Action;
+use sealock_core::policy::condition::Conditions;
 use sealock_core::reason::Reason;
 use sealock_net::task::Scope;
 use sealock_proto::wire::SessionKind;
@@ -105,6 +108,14 @@ async fn read_to_end(mut stream: TcpStream) -> (Vec<u8>, std::io::Result<()>) {
     }
 }
 
+/// A reset may come before `connect` has returned.
+async fn connect_and_read(address: SocketAddr) -> (Vec<u8>, std::io::Result<()>) {
+    match TcpStream::connect(address).await {
+        Ok(stream) => read_to_end(stream).await,
+        Err(error) => (Vec::new(), Err(error)),
+    }
+}
+
 fn is_reset(outcome: &std::io::Result<()>) -> bool {
     matches!(outcome, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
 }
@@ -119,7 +130,7 @@ async fn without_a_rule_a_client_sees_a_reset_and_no_byte() -> Result<()> {
     expose_echo(&provider, &tasks).await?;
     deployment.registered("echo").await?;
     let listen = caller.connect("echo".parse()?, &any_port()).await?;
-    let (bytes, outcome) = read_to_end(TcpStream::connect(address(&listen)?).await?).await;
+    let (bytes, outcome) = connect_and_read(address(&listen)?).await;
     assert!(
         bytes.is_empty() && is_reset(&outcome),
         "{bytes:?} {outcome:?}"
@@ -221,6 +232,29 @@ async fn a_renewal_on_both_sides_drops_no_flow() -> Result<()> {
     }
     let listen = live.agents[1].connect("echo".parse()?, &any_port()).await?;
     assert_eq!(exchange(address(&listen)?, b"anew").await?, b"anew");
+    live.deployment.stop().await;
+    Ok(())
+}
+
+// H6: only what a change forbids is cut. Both pipes of an agent judge their own flows alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_policy_leaves_the_flows_alone_that_it_still_allows() -> Result<()> {
+    let mut live = LiveFlow::start().await?;
+    let rule = policy::AddRequest {
+        tenant: "default".parse()?,
+        id: None,
+        callers: vec!["somebody".parse()?],
+        services: vec!["else".parse()?],
+        actions: std::iter::once(Action::Open).collect(),
+        conditions: Conditions::default(),
+    };
+    live.deployment.admin::<policy::Deny>(&rule).await?;
+    // Longer than the change needs to reach everybody, as the tests of cuts show.
+    for round in 0..20u8 {
+        live.stream.write_all(&[round]).await?;
+        assert_eq!(live.stream.read_u8().await?, round);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     live.deployment.stop().await;
     Ok(())
 }
