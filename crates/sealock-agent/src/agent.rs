@@ -405,6 +405,8 @@ async fn serve_admin(
     admin::serve(address, registry, Arc::new(readiness), &scope.spawner()).await
 }
 
+/// How long a refusal by kept policy waits for the controller's word.
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the last packets may take to leave.
 const CLOSE_GRACE: Duration = Duration::from_millis(300);
 /// How long flows may go on after the agent was asked to stop.
@@ -466,6 +468,7 @@ impl AgentHandle {
 
     /// Runs the program's own standard input and output as one flow to a service, and says how it ended.
     pub async fn stdio(&self, service: ServiceName) -> Reason {
+        self.settle(&service).await;
         hop::run(
             &self.parts.caller,
             inlet::stdio::arrival(self.parts.facts(service)),
@@ -473,11 +476,29 @@ impl AgentHandle {
         .await
     }
 
+    /// A refusal by the policy of an earlier run counts only when the controller confirms it, or is away.
+    async fn settle(&self, service: &ServiceName) {
+        let (parts, mut changes) = (&self.parts, self.parts.views.changes());
+        let facts = parts.facts(service.clone());
+        let settled = async {
+            while parts.caller.judge.judge(&facts).is_err() && !parts.views.is_confirmed() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(CONFIRM_PATIENCE, settled).await.ok();
+    }
+
     /// Whether policy, as far as this agent knows it, lets it open a service; one that does not exist yet may come.
     ///
     /// # Errors
     /// The reason of the refusal.
-    pub fn may_open(&self, service: ServiceName) -> Result<(), Reason> {
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn may_open(&self, service: ServiceName) -> Result<(), Reason> {
+        self.settle(&service).await;
         self.parts.may_open(&self.parts.facts(service))
     }
 

@@ -34,7 +34,7 @@ pub enum AddressError {
     #[error("`{0}` has no port: write HOST:PORT")]
     NoPort(String),
     /// A port outside 1 to 65535.
-    #[error("`{0}` is not a port: use 1 to 65535")]
+    #[error("`{0}` is not a port: write HOST:PORT with a port of 1 to 65535")]
     BadPort(String),
     /// A host that is neither an IP address nor a DNS name.
     #[error("`{0}` is neither an IP address nor a host name")]

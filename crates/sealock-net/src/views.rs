@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -35,6 +36,8 @@ struct Inner {
     /// What the views were read from; deltas apply to it. Held while a change is made, so changes do not cross.
     signed: Mutex<BTreeMap<TenantName, SignedView>>,
     changes: watch::Sender<u64>,
+    /// Whether the controller was heard since the start; until then the views are those of an earlier run.
+    confirmed: AtomicBool,
 }
 
 /// Why a view was not taken.
@@ -75,6 +78,7 @@ impl ViewStore {
             views: ArcSwap::default(),
             signed: Mutex::default(),
             changes,
+            confirmed: AtomicBool::new(false),
         };
         let store = Self {
             inner: Arc::new(inner),
@@ -141,6 +145,12 @@ impl ViewStore {
             .collect()
     }
 
+    /// Whether the controller sent or confirmed a view since the start.
+    #[must_use]
+    pub fn is_confirmed(&self) -> bool {
+        self.inner.confirmed.load(Ordering::Acquire)
+    }
+
     /// Tells of every change from here on.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -189,6 +199,7 @@ impl ViewStore {
         }
         if matches!(keep, Keep::OnDisk) {
             self.keep(&tenant, &signed);
+            self.inner.confirmed.store(true, Ordering::Release);
         }
         let mut views = BTreeMap::clone(&self.inner.views.load());
         views.insert(tenant.clone(), Arc::new(view));

@@ -84,6 +84,7 @@ async fn keep(
     }
     agent
         .may_open(wanted.service.clone())
+        .await
         .map_err(|reason| refused(reason, agent, &wanted.service))?;
     let at = agent
         .connect(wanted.service.clone(), &wanted.listen)
