@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use jiff::{SignedDuration, Timestamp};
+use prometheus_client::registry::Registry;
 use sealock_core::address::HostPort;
 use sealock_core::api::ApiError;
 use sealock_core::api::token::{Create, CreateRequest, CreateResponse};
@@ -16,6 +17,7 @@ use sealock_core::identity::{Principal, SpiffeId};
 use sealock_core::name::{NodeName, TenantName, TrustDomain};
 use sealock_core::policy::Rule;
 use sealock_core::token::CaPin;
+use sealock_net::admin as admin_pages;
 use sealock_net::files;
 use sealock_net::identity::{IdentityDir, IdentityStore, KeyPair, Svid, Trust, TrustStore};
 use sealock_net::task::{Scope, Spawner};
@@ -26,6 +28,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::{Actor, Admin, invoke};
+use crate::meter::Meter;
 use crate::node::{self, LEASE, Limits, NodeService, Shared};
 use crate::pki::{Authority, Csr, Profile, SIGNER_LIFETIME, has_root_keys};
 use crate::store::sqlite::{IfMissing, SqliteStore};
@@ -71,6 +74,8 @@ pub struct Config {
     pub certificate_ttl: SignedDuration,
     /// What sources without a certificate may do.
     pub limits: Limits,
+    /// Where metrics and health are served.
+    pub admin: Option<SocketAddr>,
 }
 
 /// A running controller, for the process that runs it.
@@ -181,7 +186,14 @@ pub async fn start(config: Config, scope: &Scope) -> anyhow::Result<ControllerHa
     scope.spawn("keeper", keeper.run(spawner.clone()));
     let service = NodeService::new(shared, config.limits, spawner.clone());
     let tls = TlsAcceptor::from(controller_listener(&identity, &trust));
-    scope.spawn("nodes", node::serve(listener, tls, service, spawner));
+    let mut registry = Registry::with_prefix("sealock_controller");
+    let meter = Meter::registered(&mut registry, &views);
+    scope.spawn("nodes", node::serve(listener, tls, service, meter, spawner));
+    if let Some(address) = config.admin {
+        // What this function has done by now is all that there is to be ready for.
+        let readiness = Arc::new(Vec::new);
+        admin_pages::serve(address, registry, readiness, &scope.spawner()).await?;
+    }
     serve_json(socket, admin.routes().into_router(), scope);
     tracing::info!(%listen, "the controller is ready");
     Ok(ControllerHandle { admin })

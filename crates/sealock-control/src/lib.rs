@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod controller;
+pub mod meter;
 pub mod node;
 pub mod pki;
 pub mod store;

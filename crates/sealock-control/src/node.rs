@@ -29,6 +29,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
+use crate::meter::Meter;
+
 pub use budget::Limits;
 use budget::{Budgets, Place};
 pub use service::{LEASE, NodeService, Shared};
@@ -51,11 +53,12 @@ pub struct Peer {
     pub identity: Option<Arc<PeerIdentity>>,
 }
 
-/// Serves nodes that come to `listener` until the scope is asked to stop.
+/// Serves nodes that come to `listener`, counting their calls, until the scope is asked to stop.
 pub async fn serve(
     listener: TcpListener,
     tls: TlsAcceptor,
     service: NodeService,
+    meter: Meter,
     spawner: Spawner,
 ) {
     let (ready, incoming) = mpsc::channel(READY);
@@ -78,6 +81,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS)
         .http2_keepalive_interval(Some(PING))
         .http2_keepalive_timeout(Some(PONG))
+        .layer(meter)
         .add_service(generated)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), spawner.stopping())
         .await;

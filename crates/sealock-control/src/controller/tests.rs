@@ -756,3 +756,27 @@ fn the_paths_of_the_generated_service_are_those_of_the_contract() {
     assert_eq!(proto::node_server::SERVICE_NAME, "sealock.node.v1.Node");
     assert_eq!(Create::PATH, "/v1/token/create");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_of_nodes_are_counted_by_method_and_outcome() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = free.local_addr().expect("bound");
+    drop(free);
+    let running = started(|config| config.admin = Some(address)).await;
+    let relay = running.join_relay("relay-1").await;
+    let refused = relay.client.register(1, &services(&["web"])).await;
+    assert!(refused.is_err(), "a relay provides nothing");
+    let _watch = relay.client.watch(&BTreeMap::new()).await.expect("watches");
+    let mut page = String::new();
+    let mut stream = TcpStream::connect(address).await.expect("served");
+    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.expect("asked");
+    stream.read_to_string(&mut page).await.expect("answered");
+    for line in [
+        r#"sealock_controller_node_calls_total{method="Enrol",reason="DONE"} 1"#,
+        r#"sealock_controller_node_calls_total{method="Register",reason="NOT_ADMITTED"} 1"#,
+        "sealock_controller_node_watchers 1",
+    ] {
+        assert!(page.contains(line), "{line} is missing in:\n{page}");
+    }
+}

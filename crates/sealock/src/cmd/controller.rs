@@ -8,6 +8,7 @@ use sealock_control::controller::{self, Starter};
 use sealock_control::node::Limits;
 use sealock_core::address::HostPort;
 use sealock_core::config::Config;
+use sealock_core::identity::Role;
 
 use super::relay::with_port;
 use super::up::Public;
@@ -95,5 +96,6 @@ pub(crate) fn config(
         token_ttl: SignedDuration::try_from(part.token_ttl)?,
         certificate_ttl: SignedDuration::try_from(part.certificate_ttl)?,
         limits: Limits::default(),
+        admin: settings::admin_address(config, Role::Controller),
     })
 }

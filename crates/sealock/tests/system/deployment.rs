@@ -58,6 +58,7 @@ impl Deployment {
             token_ttl: SignedDuration::from_mins(15),
             certificate_ttl: SignedDuration::from_hours(1),
             limits: Default::default(),
+            admin: None,
         };
         let controller = controller::start(config, &scope).await?;
         let relay = start_relay(state.path(), &controller).await?;

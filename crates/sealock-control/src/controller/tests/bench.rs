@@ -26,6 +26,7 @@ pub(super) fn config(dir: &Path) -> Config {
         token_ttl: SignedDuration::from_mins(15),
         certificate_ttl: SignedDuration::from_hours(1),
         limits: Limits::default(),
+        admin: None,
     }
 }
 
