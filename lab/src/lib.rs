@@ -22,5 +22,5 @@ pub mod wait;
 
 pub use deployment::{Begin, Deployment, Machine};
 pub use namespace::Namespace;
-pub use node::{Node, Spec};
+pub use node::{Node, Spec, say};
 pub use topology::{Bridge, Family, Lab6, Nat, Topology, scene};

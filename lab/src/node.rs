@@ -430,7 +430,7 @@ impl Ended {
 
 /// Prints beside a test's own output; the test runner shows it when the test fails.
 #[expect(clippy::print_stderr, reason = "the runner captures exactly this")]
-pub(crate) fn say(text: &str) {
+pub fn say(text: &str) {
     eprintln!("{text}");
 }
 

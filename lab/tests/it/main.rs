@@ -1,8 +1,12 @@
 //! The laboratory tried on itself: a tool that finds nothing must be shown finding something.
 
+mod blindness;
+mod clients;
 mod evidence;
 mod faults;
 mod node;
+mod policy;
+mod process_faults;
 mod program;
 mod servers;
 mod three_machines;
