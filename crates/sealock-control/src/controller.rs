@@ -160,7 +160,10 @@ pub async fn start(config: Config, scope: &Scope) -> anyhow::Result<ControllerHa
     let identity = IdentityStore::new(own.svid(Profile::Role, now()).await?);
     let trust = TrustStore::new(authority.trust().clone());
     let listener = TcpListener::bind(config.listen).await;
-    let listener = listener.with_context(|| format!("listening at {}", config.listen))?;
+    let listener = listener.with_context(|| {
+        let hint = "is another controller running? set [controller] listen to another address";
+        format!("listening at TCP {}; hint: {hint}", config.listen)
+    })?;
     let listen = listener
         .local_addr()
         .context("asking for the own address")?;
