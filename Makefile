@@ -14,7 +14,7 @@ demo: setup-build ## see Sealock work on this machine: offline, without root, ab
 	cargo build -p sealock
 	$(SEALOCK_BIN) demo
 
-test: setup-lab ## every test, with the lab's network namespaces (root, or a user who may make user namespaces)
+test: setup-lab ## every test but the long scenes, with the lab's network namespaces (root, or a user who may make them)
 	@scripts/in-lab.sh true
 	cargo build --workspace --all-targets
 	cargo nextest run --workspace -E 'not package(lab)'
@@ -31,10 +31,10 @@ lint: setup-lint ## format, clippy, tidy, documentation, licences, bans and sour
 advisories: setup-lint ## ask the RustSec database about our dependencies (needs the network)
 	cargo deny check advisories
 
-lab: setup-lab ## the tests in network namespaces alone
+lab: setup-lab ## the tests in network namespaces alone, with the long scenes that `make test` leaves out
 	@scripts/in-lab.sh true
 	cargo build --workspace --all-targets
-	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace -E 'package(lab)'
+	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace --profile lab -E 'package(lab)'
 
 bench: setup-bench ## measure Sealock beside ssh, stunnel and haproxy; ratios of one run
 	@test -x scripts/bench.sh || { echo "bench: not written yet" >&2; exit 1; }

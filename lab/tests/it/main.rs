@@ -4,6 +4,7 @@ mod blindness;
 mod clients;
 mod evidence;
 mod faults;
+mod long;
 mod node;
 mod policy;
 mod process_faults;

@@ -1,0 +1,5 @@
+//! Scenes that take longer than a change should wait for: `make lab` runs them, `make test` does not.
+
+mod resources;
+mod strangers;
+mod transfers;

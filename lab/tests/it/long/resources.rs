@@ -1,0 +1,127 @@
+//! F31 and F37: what runs out, runs out for what is new; what lives goes on, and all is well again afterwards.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    Begin, Deployment, Family, Machine, Node, Spec,
+    deployment::{SmallDisk, loopback},
+    say, scene,
+    traffic::{PatternServer, Transfer},
+    wait,
+};
+
+use crate::process_faults::{small, works};
+
+const MIB: u64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(20);
+
+/// Sets how many files a program may open from here on.
+fn limit_files(it: &Deployment<'_>, node: &Node, files: usize) -> Result<()> {
+    let spec = Spec::new("prlimit", "prlimit").args([
+        format!("--pid={}", node.pid()),
+        // The soft limit alone, so that it can be raised again.
+        format!("--nofile={files}:"),
+    ]);
+    it.lab().run(&it.net.rel1, spec)?.success().map(drop)
+}
+
+/// F31.
+#[test]
+fn a_relay_without_free_files_carries_on_and_recovers() {
+    scene(Family::V4, |lab| {
+        let (it, roles) = Deployment::split(lab)?;
+        let _origin = PatternServer::start(&it.net.prv, loopback(7000))?;
+        let _exposed = it.provider.expose("7000", "web")?;
+        let _connected = it.consumer.connect("web", 8080)?;
+        let (first, second) = (it.token()?, it.token()?);
+        let running = Transfer::both_ways(1, 8 * MIB)
+            .paced(MIB)
+            .start(&it.net.con, loopback(8080))?;
+        running.wait_for(10_000, SOON)?;
+
+        // Whatever it has open stays open; a new file would need a number that it may not have.
+        limit_files(&it, &roles.relay, 3)?;
+        let used = roles.relay.cpu_time()?;
+        let since = Instant::now();
+        small(&it, 2).context("an open needs no file of the relay")?;
+        // Joining does: the relay dials the controller for it.
+        let newcomer = Machine::new(it.lab(), &it.net.org);
+        let join = newcomer.run("join", ["join", &first, "--name", "late"])?;
+        say(&format!(
+            "a join without files: {} after {:?}: {}",
+            join.status,
+            since.elapsed(),
+            join.stderr
+        ));
+        ensure!(!join.status.success(), "it joined without a file");
+        wait::pause(Duration::from_secs(3));
+        let share = (roles.relay.cpu_time()? - used).as_secs_f64() / since.elapsed().as_secs_f64();
+        say(&format!(
+            "the relay used {:.0} % of a core meanwhile",
+            share * 100.0
+        ));
+        ensure!(share < 0.5, "it spins: {share}");
+
+        limit_files(&it, &roles.relay, 1024)?;
+        let since = Instant::now();
+        newcomer
+            .join(&second, "late2")
+            .context("after the limit went")?;
+        say(&format!("a join after it: {:?}", since.elapsed()));
+        running
+            .finish()
+            .context("the stream that lived through it")?;
+        Ok(())
+    });
+}
+
+/// F37 on an agent.
+#[test]
+fn an_agent_whose_disk_is_full_goes_on_and_keeps_up_with_policy() {
+    scene(Family::V4, |lab| {
+        let disk = SmallDisk::mount(&lab.directory().join("con-state"), 512)?;
+        let outcome = full_disk(lab, &disk);
+        // Unmounted before the topology removes its directory.
+        drop(disk);
+        outcome
+    });
+}
+
+fn full_disk(lab: &mut lab::Topology, disk: &SmallDisk) -> Result<()> {
+    let (it, _up) = Deployment::up(lab, Begin::Open)?;
+    let _origin = PatternServer::start(&it.net.prv, loopback(7000))?;
+    let _exposed = it.provider.expose("7000", "web")?;
+    let connected = it.consumer.connect("web", 8080)?;
+    let running = Transfer::both_ways(1, 6 * MIB)
+        .paced(MIB)
+        .start(&it.net.con, loopback(8080))?;
+    running.wait_for(10_000, SOON)?;
+    let filler = disk.fill()?;
+
+    small(&it, 2).context("an open with a full disk")?;
+    // The view that says so cannot be kept, and counts all the same.
+    it.admin.ask("policy deny cons web --id no")?;
+    let since = Instant::now();
+    ensure!(running.finish().is_err(), "the deny did not cut");
+    say(&format!(
+        "with a full disk, a deny cuts after {:?}",
+        since.elapsed()
+    ));
+    ensure!(small(&it, 3).is_err());
+    it.admin.ask("policy remove no")?;
+    works(&it, 10, "opens again after the deny went")?;
+    let log = connected.stderr();
+    ensure!(log.contains("could not be kept"), "nobody was told: {log}");
+
+    fs::remove_file(filler)?;
+    it.admin.ask("policy deny nobody web")?;
+    let view = it.consumer.state().join("agent/views/default.json");
+    wait::until("the view to be kept again", SOON, || {
+        let kept = fs::read_to_string(&view).unwrap_or_default();
+        Ok(kept.contains("nobody").then_some(()))
+    })
+}
