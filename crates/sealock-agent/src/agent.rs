@@ -421,6 +421,13 @@ impl AgentHandle {
         self.link.renew().await
     }
 
+    /// How many flows and streams there are, and how many tasks serve them; for status and for tests of leaks.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        let flows = self.parts.caller.live.len() + self.parts.provider.live.len();
+        (flows, self.flows.len())
+    }
+
     /// Who it is.
     #[must_use]
     pub fn id(&self) -> &SpiffeId {

@@ -186,7 +186,12 @@ impl ViewStore {
 
     fn take(&self, signed: SignedView, keep: Keep) -> Result<(), TakeError> {
         let trust = self.inner.trust.current();
-        let view = signed.verify(&trust, jiff::Timestamp::now(), self.inner.max_age)?;
+        // A kept view that has become too old is still known to be that: `current` says so and allows nothing by it.
+        let max_age = match keep {
+            Keep::OnDisk => self.inner.max_age,
+            Keep::InMemory => Duration::MAX,
+        };
+        let view = signed.verify(&trust, jiff::Timestamp::now(), max_age)?;
         let tenant = view.head.tenant.clone();
         let mut all = self.inner.signed.lock();
         if let Some(held) = all.get(&tenant).map(|held| held.head.head.version)

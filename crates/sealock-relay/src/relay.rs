@@ -266,6 +266,12 @@ impl RelayHandle {
         !self.views.versions().is_empty()
     }
 
+    /// How many flows there are, and how many tasks serve sessions, streams and flows; for tests of leaks.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        (self.live.len(), self.flows.len())
+    }
+
     /// Stops: agents are told, so that they go elsewhere at once.
     pub async fn stop(self) {
         self.endpoint.close(Reason::Draining);

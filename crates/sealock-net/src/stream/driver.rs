@@ -166,10 +166,13 @@ impl<'a> Driver<'a> {
         let mut machine = self.shared.machine.lock();
         let now = Instant::now();
         while let Some(frame) = self.decoder.next().map_err(|_| Reason::ProtocolViolation)? {
-            if let Err(violation) = machine.handle_frame(now, self.epoch, frame) {
-                // The machine has reset itself; the leg goes on to tell the peer.
-                tracing::warn!(err = %violation, "the peer broke the stream's protocol");
-            }
+            machine
+                .handle_frame(now, self.epoch, frame)
+                .map_err(|violation| {
+                    // Nothing that such a peer would still say is waited for; the leg's reset tells it why.
+                    tracing::warn!(err = %violation, "the peer broke the stream's protocol");
+                    Reason::ProtocolViolation
+                })?;
         }
         Ok(())
     }

@@ -1,4 +1,8 @@
 //! The whole system in one process: controller, relay and agents over real sockets on loopback.
 
 mod deployment;
+mod door;
+mod evil_peer;
+mod evil_relay;
 mod flows;
+mod world;

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustls::ClientConfig;
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, SignatureScheme};
 use sealock_agent::{AgentConfig, AgentHandle};
 use sealock_core::address::HostPort;
-use sealock_core::identity::Role;
+use sealock_core::identity::{AgentId, Role};
 use sealock_core::view::{Agent, Entries, Entry, Head, Revoked, Service, ViewVersion};
+use sealock_net::e2e::Call;
 use sealock_net::files;
 use sealock_net::identity::testing::{Leaf, TestCa};
 use sealock_net::identity::{IdentityDir, IdentityStore, KeyPair, Svid};
@@ -145,7 +147,7 @@ impl World {
             dir,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: Vec::new(),
-            controller: limits.controller.unwrap_or(nobody()),
+            controller: limits.controller.unwrap_or_else(nobody),
             max_policy_age: limits.max_policy_age,
             max_sessions: 100,
             max_streams_per_session: limits.streams,
@@ -182,11 +184,20 @@ impl World {
         Ok(agent)
     }
 
-    /// A client of the relay that brings no certificate to the protocol of sessions.
+    /// A client of the relay that brings no certificate.
     pub(crate) fn without_certificate(&self, protocol: &[u8]) -> Arc<ClientConfig> {
-        let mut config = ClientConfig::clone(&tls::join_relay_client(self.ca.pin()));
+        if protocol == alpn::JOIN {
+            return tls::join_relay_client(self.ca.pin());
+        }
+        let mut config = self.session_client();
         config.alpn_protocols = vec![protocol.to_vec()];
+        config.client_auth_cert_resolver = Arc::new(NoCertificate);
         Arc::new(config)
+    }
+
+    fn session_client(&self) -> ClientConfig {
+        let identity = self.ca.identity("default/agent/caller");
+        ClientConfig::clone(&tls::relay_client(&identity, &self.ca.trust_store()))
     }
 
     /// A client of the relay with exactly this certificate, sensible or not, of this authority or another.
@@ -204,7 +215,7 @@ impl World {
         let key = PrivateKeyDer::from_pem_slice(key.to_pem().expose().as_bytes())?;
         let key = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&key)?;
         let certified = rustls::sign::CertifiedKey::new(chain, key);
-        let mut config = ClientConfig::clone(&self.without_certificate(alpn::SESSION));
+        let mut config = self.session_client();
         config.client_auth_cert_resolver =
             Arc::new(rustls::sign::SingleCertAndKey::from(certified));
         Ok(Arc::new(config))
@@ -223,6 +234,23 @@ impl World {
     ) -> Result<Raw> {
         let config = tls::relay_client(identity, &self.ca.trust_store());
         Ok(Raw::connect(relay, config).await?)
+    }
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(
+        &self,
+        _roots: &[&[u8]],
+        _schemes: &[SignatureScheme],
+    ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
     }
 }
 
@@ -255,7 +283,8 @@ pub(crate) fn agent_leaf(uris: &[&str]) -> Leaf {
 
 /// A peer that says what the test wants it to say.
 pub(crate) struct Raw {
-    pub(crate) endpoint: Endpoint,
+    /// Kept, so that the connection is driven.
+    _endpoint: Endpoint,
     pub(crate) connection: Connection,
 }
 
@@ -268,7 +297,7 @@ impl Raw {
         let deadline = tokio::time::Instant::now() + READY;
         let connection = endpoint.connect(relay, config, deadline).await?;
         Ok(Self {
-            endpoint,
+            _endpoint: endpoint,
             connection,
         })
     }
@@ -277,10 +306,9 @@ impl Raw {
     pub(crate) async fn greet(&self, kind: SessionKind, instance: [u8; 16]) -> Result<BiStream> {
         let mut control = self.connection.open_bi().await?;
         control.send.write(hello(kind, instance).encode()).await?;
-        match message::read(&mut control.recv).await? {
-            Message::Welcome(_) => Ok(control),
-            other => anyhow::bail!("not a welcome: {other:?}"),
-        }
+        let answer = message::read(&mut control.recv).await?;
+        anyhow::ensure!(matches!(answer, Message::Welcome(_)), "{answer:?}");
+        Ok(control)
     }
 
     /// Opens a leg and hears what the relay or the provider says of it.
@@ -306,6 +334,21 @@ pub(crate) fn open(service: &str) -> Result<Message> {
         epoch: Epoch::FIRST,
         service: service.parse()?,
     }))
+}
+
+/// A call of a service that these agents may answer, whatever their certificates.
+pub(crate) fn call(service: &str, providers: &[&str]) -> Result<Call> {
+    let id = |name: &&str| {
+        let name = name.parse()?;
+        let tenant = "default".parse()?;
+        Ok(AgentId { tenant, name })
+    };
+    Ok(Call {
+        stream: StreamId(rand::random()),
+        service: service.parse()?,
+        providers: providers.iter().map(id).collect::<Result<_>>()?,
+        judge: Arc::new(|_| Ok(())),
+    })
 }
 
 /// Waits until `holds`, looking often; says what did not come.
