@@ -17,9 +17,9 @@ use sealock_proto::session::{AgentEvent, AgentSide};
 use sealock_proto::wire::{Hello, Incoming, Message, Open, PROTOCOL_VERSION, SessionKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::message;
+use crate::message::{self, Inbox, ReadError};
 use crate::task::Scope;
-use crate::transport::{BiStream, Connection, Lost, RecvHalf, SendHalf};
+use crate::transport::{BiStream, Connection, Lost, SendHalf};
 
 mod dial;
 
@@ -343,7 +343,7 @@ async fn greet(config: &SessionConfig, connection: &Connection) -> Result<(Contr
         };
         writer.write(Message::Hello(hello).encode()).await?;
         let mut control = Control {
-            reader,
+            inbox: Inbox::new(reader),
             writer,
             side: AgentSide::default(),
             offered: BTreeSet::new(),
@@ -366,7 +366,7 @@ async fn greet(config: &SessionConfig, connection: &Connection) -> Result<(Contr
 
 /// The control stream of a live session.
 struct Control {
-    reader: RecvHalf,
+    inbox: Inbox,
     writer: SendHalf,
     side: AgentSide,
     offered: BTreeSet<ServiceName>,
@@ -377,9 +377,7 @@ const HEADLESS_LIMIT: usize = 256;
 
 impl Control {
     async fn hear(&mut self) -> Result<AgentEvent, Reason> {
-        let message = message::read(&mut self.reader)
-            .await
-            .map_err(message::ReadError::reason)?;
+        let message = self.inbox.next().await.map_err(ReadError::reason)?;
         self.side
             .handle_message(message)
             .map_err(|violation| violation.0)
@@ -392,45 +390,28 @@ impl Live {
         let scope = Scope::new("session");
         let headless = Arc::new(Semaphore::new(HEADLESS_LIMIT));
         let mut offers = config.offers.clone();
-        let (heard_in, mut heard) = mpsc::channel(16);
         let connection = &self.session.connection;
         let Control {
-            reader,
+            inbox,
             writer,
             side,
             offered,
         } = &mut self.control;
-        // Messages are read in a future of their own, because a read that is cancelled half-way loses its place.
-        let listen = async move {
-            loop {
-                let message = message::read(reader)
-                    .await
-                    .map_err(message::ReadError::reason);
-                let last = message.is_err();
-                if heard_in.send(message).await.is_err() || last {
-                    return;
-                }
-            }
-        };
-        tokio::pin!(listen, next);
-        let mut listening = true;
+        tokio::pin!(next);
         offers.mark_changed();
         loop {
             let step = tokio::select! {
                 biased; // news of the session before new work on it
                 lost = connection.closed() => return Ended::Lost(lost.reason()),
-                Some(message) = heard.recv() => {
-                    message.and_then(|message| on_message(side, message))
-                }
+                message = inbox.next() => match message {
+                    Ok(message) => on_message(side, message),
+                    Err(error) => Err(error.reason()),
+                },
                 next = &mut next => {
                     // Takes no new streams; a farewell that fails changes nothing.
                     let _told = writer.write(Message::Drain.encode()).await;
                     let _told = writer.finish();
                     return Ended::Replaced(Box::new(next));
-                }
-                () = &mut listen, if listening => {
-                    listening = false;
-                    Ok(())
                 }
                 Ok(()) = offers.changed() => {
                     let wanted = offers.borrow_and_update().clone();

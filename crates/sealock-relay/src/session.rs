@@ -10,14 +10,14 @@ use sealock_flow::arrival::Near;
 use sealock_flow::hop::{self, Hop};
 use sealock_flow::inlet;
 use sealock_net::identity::PeerIdentity;
-use sealock_net::message::{self, ReadError};
+use sealock_net::message::{self, Inbox, ReadError};
 use sealock_net::session::accept;
 use sealock_net::task::Spawner;
-use sealock_net::transport::{BiStream, Connection, RecvHalf, SendHalf};
+use sealock_net::transport::{BiStream, Connection, SendHalf};
 use sealock_net::views::ViewStore;
 use sealock_proto::session::{RelayEvent, RelaySide};
 use sealock_proto::wire::{Message, Services, Welcome};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::controller::ControllerWay;
 use crate::directory::{Directory, Live};
@@ -69,7 +69,7 @@ pub(crate) async fn serve(
 
 /// The control stream of a session.
 struct Control {
-    reader: RecvHalf,
+    inbox: Inbox,
     writer: SendHalf,
     side: RelaySide,
 }
@@ -83,13 +83,12 @@ async fn greet(
     judge::admits(&shared.views, &agent, &peer)?;
     let talk = async {
         let BiStream {
-            recv: mut reader,
+            recv,
             send: mut writer,
         } = connection.accept_bi().await?;
+        let mut inbox = Inbox::new(recv);
         let mut side = RelaySide::default();
-        let message = message::read(&mut reader)
-            .await
-            .map_err(ReadError::reason)?;
+        let message = inbox.next().await.map_err(ReadError::reason)?;
         let event = side
             .handle_message(message)
             .map_err(|violation| violation.0)?;
@@ -109,7 +108,7 @@ async fn greet(
         }
         Ok((
             Control {
-                reader,
+                inbox,
                 writer,
                 side,
             },
@@ -128,38 +127,25 @@ async fn run(
     live: &Arc<Live>,
 ) -> Reason {
     let Control {
-        mut reader,
+        mut inbox,
         mut writer,
         mut side,
     } = control;
-    let (heard_in, mut heard) = mpsc::channel(16);
-    // Messages are read in a future of their own, because a read that is cancelled half-way loses its place.
-    let listen = async move {
-        loop {
-            let message = message::read(&mut reader).await.map_err(ReadError::reason);
-            let last = message.is_err();
-            if heard_in.send(message).await.is_err() || last {
-                return;
-            }
-        }
-    };
-    tokio::pin!(listen);
-    let mut listening = true;
+    let mut hears = true;
     let limits = Limits::new();
     loop {
         let step = tokio::select! {
             biased; // the end of the session and its control stream before new work on it
             lost = connection.closed() => return lost.reason(),
-            Some(message) = heard.recv() => match message {
+            message = inbox.next(), if hears => match message {
                 Ok(message) => on_message(shared, &mut side, &mut writer, live, message).await,
                 // An agent that said farewell lives on in its streams alone.
-                Err(_) if side.is_draining() => Ok(()),
-                Err(reason) => Err(reason),
+                Err(_) if side.is_draining() => {
+                    hears = false;
+                    Ok(())
+                }
+                Err(error) => Err(error.reason()),
             },
-            () = &mut listen, if listening => {
-                listening = false;
-                Ok(())
-            }
             leg = accept(connection, &limits.headless) => match leg {
                 Ok((leg, slot)) => {
                     take_in(shared, live, leg, (slot, &limits));
