@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use sealock_core::reason::Reason;
+use sealock_net::admin::register_gauge;
 use sealock_net::node_api::REASON_KEY;
 use tower::{Layer, Service};
 
@@ -37,30 +36,15 @@ impl Meter {
         let meter = Self::default();
         let calls = meter.calls.clone();
         registry.register("node_calls", "Calls of nodes, by method and outcome", calls);
-        registry.register_collector(Box::new(Watchers(Arc::clone(views))));
+        let views = Arc::clone(views);
+        let help = "Nodes that watch right now";
+        register_gauge(registry, "node_watchers", help, move || views.watchers());
         meter
     }
 
     fn count(&self, method: &'static str, reason: Reason) {
         let reason = reason.code();
         self.calls.get_or_create(&Call { method, reason }).inc();
-    }
-}
-
-/// Asks for the number when it is scraped.
-#[derive(Debug)]
-struct Watchers(Arc<Views>);
-
-impl Collector for Watchers {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let watchers = ConstGauge::new(i64::try_from(self.0.watchers()).unwrap_or(i64::MAX));
-        let metric = encoder.encode_descriptor(
-            "node_watchers",
-            "Nodes that watch right now",
-            None,
-            watchers.metric_type(),
-        )?;
-        watchers.encode(metric)
     }
 }
 

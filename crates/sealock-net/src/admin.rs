@@ -3,6 +3,7 @@
 //! `/metrics` speaks OpenMetrics, `/healthz` says that the process runs, `/readyz` says whether it can do its work and
 //! if not, why. The address must be loopback: these pages are for the machine, not for the network.
 
+use std::fmt;
 use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
@@ -18,6 +22,39 @@ use crate::task::Spawner;
 
 /// Says what a role still lacks to do its work; empty when it is ready.
 pub type Readiness = Arc<dyn Fn() -> Vec<&'static str> + Send + Sync>;
+
+/// Adds a figure that is asked for whenever the metrics are read, so that it is never older than the page.
+pub fn register_gauge(
+    registry: &mut Registry,
+    name: &'static str,
+    help: &'static str,
+    value: impl Fn() -> usize + Send + Sync + 'static,
+) {
+    let value = Box::new(value);
+    registry.register_collector(Box::new(Asked { name, help, value }));
+}
+
+struct Asked {
+    name: &'static str,
+    help: &'static str,
+    value: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Collector for Asked {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let gauge = ConstGauge::new(i64::try_from((self.value)()).unwrap_or(i64::MAX));
+        let kind = gauge.metric_type();
+        gauge.encode(encoder.encode_descriptor(self.name, self.help, None, kind)?)
+    }
+}
 
 /// Why the admin address is not served.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use sealock_core::address::HostPort;
 use sealock_core::identity::SpiffeId;
@@ -236,15 +235,12 @@ async fn serve_admin(
     let Some(address) = config.admin else {
         return Ok(None);
     };
-    let agents: Gauge = Gauge::default();
-    registry.register(
-        "agents_connected",
-        "Agents that have a session",
-        agents.clone(),
-    );
     let (counted, known) = (directory.clone(), views.clone());
+    let help = "Agents that have a session";
+    admin::register_gauge(&mut registry, "agents_connected", help, move || {
+        counted.agents()
+    });
     let readiness = move || {
-        agents.set(i64::try_from(counted.agents()).unwrap_or(i64::MAX));
         if known.versions().is_empty() {
             vec!["a view from the controller"]
         } else {
