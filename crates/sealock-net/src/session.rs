@@ -186,6 +186,7 @@ pub fn maintain(config: SessionConfig) -> (Sessions, impl Future<Output = ()> + 
 const FIRST_PAUSE: Duration = Duration::from_millis(100); // a relay restart takes less than a second
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const HOPELESS_PAUSE: Duration = Duration::from_secs(60); // where only a person can help
+const SUPERSEDED_PAUSE: Duration = Duration::from_secs(120); // two machines with one identity swap once a minute at most
 const STABLE: Duration = Duration::from_secs(10); // a session that lived so long starts the back-off anew
 
 /// Tells the state; the time stays while nothing but the reason changes.
@@ -216,12 +217,13 @@ async fn keep(config: SessionConfig, publish: Publisher) {
             }
             report(&relay, reason);
             // Full jitter: agents that lost a relay together do not come back together.
-            let longest = if is_hopeless(reason) {
-                HOPELESS_PAUSE
+            let wait = if reason == Reason::Superseded {
+                SUPERSEDED_PAUSE.mul_f64(rand::random_range(0.5..1.0))
+            } else if is_hopeless(reason) {
+                HOPELESS_PAUSE.mul_f64(rand::random_range(0.1..1.0))
             } else {
-                pause
+                pause.mul_f64(rand::random_range(0.1..1.0))
             };
-            let wait = longest.mul_f64(rand::random_range(0.1..1.0));
             tokio::time::sleep(wait).await;
         }
         pause = (pause * 2).min(LONGEST_PAUSE);

@@ -81,11 +81,8 @@ async fn greet(
     peer: PeerIdentity,
 ) -> Result<(Control, Arc<Live>), Reason> {
     judge::admits(&shared.views, &agent, &peer)?;
-    let talk = async {
-        let BiStream {
-            recv,
-            send: mut writer,
-        } = connection.accept_bi().await?;
+    let hear = async {
+        let BiStream { recv, send } = connection.accept_bi().await?;
         let mut inbox = Inbox::new(recv);
         let mut side = RelaySide::default();
         let message = inbox.next().await.map_err(ReadError::reason)?;
@@ -95,29 +92,36 @@ async fn greet(
         let RelayEvent::Greeted(hello) = event else {
             return Err(Reason::ProtocolViolation);
         };
-        let entered = shared
-            .directory
-            .enter(agent, peer, connection.clone(), &hello);
-        let live = entered?;
-        let welcome = Message::Welcome(Welcome {
-            session: live.number,
-        });
-        if let Err(error) = writer.write(welcome.encode()).await {
-            shared.directory.leave(&live);
-            return Err(error.reason());
-        }
-        Ok((
-            Control {
-                inbox,
-                writer,
-                side,
-            },
-            live,
-        ))
+        let writer = send;
+        let control = Control {
+            inbox,
+            writer,
+            side,
+        };
+        Ok((control, hello))
     };
-    tokio::time::timeout(WORD_DEADLINE, talk)
-        .await
-        .unwrap_or(Err(Reason::HandshakeTimeout))
+    let heard = tokio::time::timeout(WORD_DEADLINE, hear).await;
+    let (mut control, hello) = heard.unwrap_or(Err(Reason::HandshakeTimeout))?;
+    let live = shared
+        .directory
+        .enter(agent, peer, connection.clone(), &hello)?;
+    let welcome = Message::Welcome(Welcome {
+        session: live.number,
+    });
+    let told = control.writer.write(welcome.encode());
+    let told = tokio::time::timeout(WORD_DEADLINE, told).await;
+    match told {
+        Ok(Ok(())) => Ok((control, live)),
+        // Whoever does not take its welcome must not keep its place.
+        Ok(Err(error)) => {
+            shared.directory.leave(&live);
+            Err(error.reason())
+        }
+        Err(_elapsed) => {
+            shared.directory.leave(&live);
+            Err(Reason::HandshakeTimeout)
+        }
+    }
 }
 
 async fn run(
