@@ -111,7 +111,7 @@ fn metrics(registry: &Registry) -> Response {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
-        Err(std::fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
@@ -123,4 +123,60 @@ fn readyz(missing: &[&'static str]) -> Response {
     };
     let body = serde_json::json!({ "ready": missing.is_empty(), "waiting_for": missing });
     (status, axum::Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::task::Scope;
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("served");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("asked");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.expect("answered");
+        page
+    }
+
+    #[tokio::test]
+    async fn pages_tell_figures_and_what_is_missing() {
+        let scope = Scope::new("test");
+        let ready = Arc::new(AtomicBool::new(false));
+        let mut registry = Registry::with_prefix("sealock_test");
+        register_gauge(&mut registry, "fish", "Fish in the lock", || 3);
+        let known = Arc::clone(&ready);
+        let readiness = Arc::new(move || match known.load(Ordering::Relaxed) {
+            true => Vec::new(),
+            false => vec!["water"],
+        });
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = serve(any, registry, readiness, &scope.spawner())
+            .await
+            .expect("loopback");
+        assert!(
+            get(address, "/metrics")
+                .await
+                .contains("sealock_test_fish 3")
+        );
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let waiting = get(address, "/readyz").await;
+        assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("water"));
+        ready.store(true, Ordering::Relaxed);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn an_address_of_the_network_is_refused() {
+        let scope = Scope::new("test");
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let readiness: Readiness = Arc::new(Vec::new);
+        let served = serve(everywhere, Registry::default(), readiness, &scope.spawner()).await;
+        assert!(matches!(served, Err(AdminError::NotLoopback(_))));
+    }
 }
