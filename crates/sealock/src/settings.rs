@@ -1,8 +1,11 @@
 //! What a verb runs with: flags over environment over file over defaults, and where things lie.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use sealock_core::address::HostPort;
 use sealock_core::config::{Config, Flag, Layers, LogLevel, Origin};
 use sealock_core::identity::Role;
@@ -91,6 +94,12 @@ pub(crate) struct Places {
     state: PathBuf,
 }
 
+/// Keeps a second process of the same role out of a state directory for as long as it is held.
+#[derive(Debug)]
+pub(crate) struct StateLock {
+    _file: File,
+}
+
 const RELAYS: &str = "relays.json";
 const CONTROLLER: &str = "controller.json";
 
@@ -124,6 +133,27 @@ impl Places {
 
     pub(crate) fn admin_socket(&self) -> PathBuf {
         self.controller().join("admin.sock")
+    }
+
+    /// Takes the relay's state for this process: two relays with one identity would each take the other's agents.
+    pub(crate) fn lock_relay(&self) -> anyhow::Result<StateLock> {
+        let dir = self.relay();
+        files::ensure_private_dir(&dir)?;
+        let mut open = OpenOptions::new();
+        let open = open.create(true).truncate(false).write(true).mode(0o600);
+        let file = open
+            .open(dir.join("lock"))
+            .context("opening the lock of the relay's state")?;
+        match file.try_lock() {
+            Ok(()) => Ok(StateLock { _file: file }),
+            Err(TryLockError::WouldBlock) => {
+                let text = format!("{} is in use by a running relay", dir.display());
+                let hint =
+                    "stop it first, or give this one a directory of its own with --state DIR";
+                Err(Failure::new(text).hint(hint).into())
+            }
+            Err(TryLockError::Error(error)) => Err(error).context("locking the relay's state"),
+        }
     }
 
     /// Where the agent's relays are, as its token said.

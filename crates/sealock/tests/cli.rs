@@ -75,7 +75,8 @@ impl Running {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left);
-            let line = line.unwrap_or_else(|_| panic!("no line with «{text}» in time"));
+            assert!(line.is_ok(), "no line with «{text}» in time");
+            let line = line.unwrap_or_default();
             if line.contains(text) {
                 return line;
             }
@@ -137,7 +138,8 @@ fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     });
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer);
-    sender.join().expect("the sender ends")?;
+    let sent = sender.join();
+    sent.map_err(|_| std::io::Error::other("the sender panicked"))??;
     read.map(|_| answer)
 }
 

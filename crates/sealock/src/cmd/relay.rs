@@ -37,6 +37,7 @@ pub(crate) async fn run(common: &Common, flags: Relay) -> anyhow::Result<()> {
     let config = settings::load(common, Kind::Role, given.into_iter().flatten())?;
     let public = advertised(&config, &flags.advertise)?;
     let places = Places::of(&config);
+    let _lock = places.lock_relay()?;
     let dir = IdentityDir::open(places.relay())?;
     if !is_usable(&dir, None)? {
         let Some(token) = &flags.token else {

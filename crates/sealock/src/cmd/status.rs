@@ -1,32 +1,50 @@
 //! `sealock status`: what runs on this machine, seen through the sockets of its state directory.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use sealock_core::api::Method;
 use sealock_core::api::local::{self, StatusResponse};
 use sealock_core::api::status::{Show, ShowRequest, ShowResponse};
+use sealock_core::identity::Role;
+use sealock_core::reason::Reason;
 use sealock_net::unix::{CallError, UnixClient};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::cli::{Common, Json};
 use crate::failure::{self, Failure};
 use crate::print;
 use crate::settings::{self, Kind, Places};
 
-/// Both halves, for JSON.
+/// All parts, for JSON.
 #[derive(Debug, Serialize)]
 struct Status {
     agent: Option<StatusResponse>,
     controller: Option<ShowResponse>,
+    relay: Option<RelayState>,
+}
+
+/// What the relay's `/readyz` page says.
+#[derive(Debug, Serialize, Deserialize)]
+struct RelayState {
+    ready: bool,
+    #[serde(default)]
+    waiting_for: Vec<String>,
 }
 
 pub(crate) async fn run(common: &Common, form: Json) -> anyhow::Result<()> {
-    let status = ask_both(common).await?;
+    let status = ask_all(common).await?;
     if form.json {
         return print::json(&status);
     }
     if let Some(controller) = &status.controller {
         show_controller(controller);
+    }
+    if let Some(relay) = &status.relay {
+        show_relay(relay);
     }
     if let Some(agent) = &status.agent {
         show_agent(agent);
@@ -34,19 +52,34 @@ pub(crate) async fn run(common: &Common, form: Json) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn ask_both(common: &Common) -> anyhow::Result<Status> {
+async fn ask_all(common: &Common) -> anyhow::Result<Status> {
     let config = settings::load(common, Kind::Client, [])?;
     let places = Places::of(&config);
+    let has_relay = places.relay().join("cert.pem").exists();
+    let page = config.admin.listen(Role::Relay).filter(|_| has_relay);
+    let relay = match page {
+        Some(address) => relay_state(address).await,
+        None => None,
+    };
     let (agent, controller) = tokio::try_join!(
         if_running::<local::Status>(places.agent_socket(), local::StatusRequest {}),
         if_running::<Show>(places.admin_socket(), ShowRequest {}),
     )?;
-    if agent.is_some() || controller.is_some() {
-        return Ok(Status { agent, controller });
+    if agent.is_some() || controller.is_some() || relay.is_some() {
+        return Ok(Status {
+            agent,
+            controller,
+            relay,
+        });
     }
     let state = places.state().display();
     let joined = places.agent().join("cert.pem").exists();
-    let failure = if joined {
+    let failure = if has_relay && !joined {
+        Failure::new(format!(
+            "the relay of {state} does not run, or its admin address is another"
+        ))
+        .hint("start it with `sealock relay`; set [admin] listen here as it is there")
+    } else if joined {
         Failure::new(format!("this machine has joined, but no agent runs in {state}"))
             .hint("`sealock expose PORT --as NAME` offers a program, `sealock agent` stays in the background")
     } else {
@@ -56,6 +89,38 @@ async fn ask_both(common: &Common) -> anyhow::Result<Status> {
         .hint("`sealock up` on a public machine, then `sealock join SLK1-…` here")
     };
     Err(failure.into())
+}
+
+const PAGE_DEADLINE: Duration = Duration::from_secs(2);
+const PAGE_LIMIT: u64 = 16 * 1024;
+
+/// Reads the relay's readiness from its admin address; nothing when nobody answers there as a relay does.
+async fn relay_state(address: SocketAddr) -> Option<RelayState> {
+    let reading = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        let request = b"GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request).await.ok()?;
+        let mut answer = Vec::new();
+        stream
+            .take(PAGE_LIMIT)
+            .read_to_end(&mut answer)
+            .await
+            .ok()?;
+        let text = String::from_utf8(answer).ok()?;
+        let (_, body) = text.split_once("\r\n\r\n")?;
+        serde_json::from_str(body).ok()
+    };
+    tokio::time::timeout(PAGE_DEADLINE, reading).await.ok()?
+}
+
+fn show_relay(it: &RelayState) {
+    if it.ready {
+        return print::line("relay: ready");
+    }
+    print::line(&format!(
+        "relay: waiting for {}",
+        print::list(&it.waiting_for)
+    ));
 }
 
 async fn if_running<M: Method>(
@@ -150,17 +215,20 @@ fn show_agent(it: &StatusResponse) {
 
 /// For probes of service managers: no words unless something is missing.
 pub(crate) async fn ready(common: &Common) -> anyhow::Result<ExitCode> {
-    let status = ask_both(common).await?;
+    let status = ask_all(common).await?;
+    if let Some(relay) = status.relay.filter(|relay| !relay.ready) {
+        let text = format!("the relay waits for {}", print::list(&relay.waiting_for));
+        return Err(Failure::new(text).into());
+    }
     let Some(agent) = &status.agent else {
         return Ok(ExitCode::SUCCESS);
     };
     if !agent.sessions.iter().any(|session| session.up) {
         let reason = agent.sessions.iter().find_map(|session| session.reason);
-        let reason = reason.unwrap_or(sealock_core::reason::Reason::RelayUnreachable);
-        return Err(Failure::of(reason).into());
+        return Err(Failure::of(reason.unwrap_or(Reason::RelayUnreachable)).into());
     }
     if agent.policy.is_none() {
-        return Err(Failure::of(sealock_core::reason::Reason::NoPolicy).into());
+        return Err(Failure::of(Reason::NoPolicy).into());
     }
     Ok(ExitCode::SUCCESS)
 }

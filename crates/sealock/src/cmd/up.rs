@@ -50,7 +50,11 @@ pub(crate) async fn run(common: &Common, flags: &Up) -> anyhow::Result<()> {
     };
     let first = !places.controller().join("db.sqlite").exists();
     let elsewhere = controller_role::advertised(&config, &[], &public.addresses)?;
-    let controller_config = controller_role::config(&config, elsewhere, starter)?;
+    let mut controller_config = controller_role::config(&config, elsewhere, starter)?;
+    if !settings::is_default(&config, "admin.listen") {
+        controller_config.admin = None; // one address was given, and the relay's part has more to tell
+    }
+    let _lock = places.lock_relay()?;
     let controller = controller::start(controller_config, &scope).await?;
     let relay = start_relay(&config, &controller, &public).await?;
     welcome(&controller, &public, first.then_some(starter)).await?;
