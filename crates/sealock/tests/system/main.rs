@@ -4,5 +4,7 @@ mod deployment;
 mod door;
 mod evil_peer;
 mod evil_relay;
+mod faults;
 mod flows;
+mod secrets;
 mod world;

@@ -145,7 +145,7 @@ impl World {
         let dir = self.dir("relay", &self.svid("relay/relay-1")?)?;
         let config = RelayConfig {
             dir,
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: limits.listen,
             advertise: Vec::new(),
             controller: limits.controller.unwrap_or_else(nobody),
             max_policy_age: limits.max_policy_age,
@@ -256,6 +256,7 @@ impl ResolvesClientCert for NoCertificate {
 
 /// What a relay of a test allows.
 pub(crate) struct RelayLimits {
+    pub(crate) listen: SocketAddr,
     pub(crate) streams: u32,
     pub(crate) max_policy_age: Duration,
     pub(crate) controller: Option<HostPort>,
@@ -264,6 +265,7 @@ pub(crate) struct RelayLimits {
 impl Default for RelayLimits {
     fn default() -> Self {
         Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             streams: 1_000,
             max_policy_age: DAY,
             controller: None,
