@@ -176,7 +176,7 @@ pub(crate) struct Expose {
 pub(crate) struct Connect {
     /// The service's name
     pub(crate) name: ServiceName,
-    /// Where programs of this machine reach it: [HOST:]PORT or unix:/path
+    /// Where programs of this machine reach it: PORT (of 127.0.0.1), HOST:PORT or unix:/path
     #[arg(long, value_name = "[HOST:]PORT")]
     pub(crate) listen: Option<Target>,
     /// Carry standard input and output, as ssh's ProxyCommand wants it
