@@ -182,6 +182,10 @@ fn a_revoked_caller_is_cut_by_reset_and_opens_nothing_more() {
         ensure!(kind == Some(ErrorKind::ConnectionReset), "{end:?}");
         ensure!(since.elapsed() <= CUT);
         ensure!(small(&it, 2).is_err(), "a revoked caller opens");
+        let (bytes, end, took) = refused(&it.net.con)?;
+        say(&format!("an open of the revoked: {end:?} after {took:?}"));
+        ensure!(bytes == 0 && end == Some(ErrorKind::ConnectionReset));
+        ensure!(took < Duration::from_secs(1), "{took:?}");
         // By another process too, with the key and the certificate that are still on its disk.
         let began = Instant::now();
         let ended = it.consumer.run("stdio", ["connect", "web", "--stdio"])?;

@@ -14,7 +14,7 @@ use sealock_core::reason::Reason;
 use sealock_core::view::View;
 use sealock_net::e2e::{Call, EndToEnd};
 use sealock_net::identity::PeerIdentity;
-use sealock_net::session::Sessions;
+use sealock_net::session::{Session, Sessions, State};
 use sealock_net::transport::Connection;
 use sealock_net::views::ViewStore;
 use sealock_proto::stream::Epoch;
@@ -50,9 +50,7 @@ impl ServiceOutlet {
         let service = opening.facts.service.value.clone();
         let view = self.views.current(&opening.facts.tenant)?;
         let providers = providers(&view, opening.facts)?;
-        let session = tokio::time::timeout(SESSION_WAIT, self.sessions.current())
-            .await
-            .map_err(|_elapsed| Reason::RelayUnreachable)?;
+        let session = self.session().await?;
         let stream = StreamId(rand::random());
         let open = Open {
             stream,
@@ -75,6 +73,24 @@ impl ServiceOutlet {
         };
         let (reader, writer) = self.end_to_end.call(leg, call, || opening.early()).await?;
         Ok(Io::Sealed(reader, writer))
+    }
+
+    /// The session, also one that is being made anew; at once the reason why not, where waiting cannot mend it.
+    async fn session(&self) -> Result<Session, Reason> {
+        let mut sessions = self.sessions.clone();
+        let found = async {
+            loop {
+                match sessions.state() {
+                    State::Up(session) => return Ok(session),
+                    State::Connecting { last: Some(reason) } if !reason.is_transient() => {
+                        return Err(reason);
+                    }
+                    State::Connecting { .. } => sessions.changed().await,
+                }
+            }
+        };
+        let found = tokio::time::timeout(SESSION_WAIT, found).await;
+        found.unwrap_or(Err(Reason::RelayUnreachable))
     }
 }
 
