@@ -263,7 +263,7 @@ fn start(state: &Path, arguments: &[&str]) -> anyhow::Result<Child> {
 }
 
 async fn stop(process: &mut Child) {
-    if let Some(pid) = process.id().and_then(|pid| rustix_pid(pid)) {
+    if let Some(pid) = process.id().and_then(rustix_pid) {
         // A process that is gone already needs no signal.
         let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
