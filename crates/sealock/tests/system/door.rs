@@ -555,13 +555,13 @@ async fn the_stream_beyond_the_limit_is_answered() -> Result<()> {
     Ok(())
 }
 
-// Lesson «quotas with an answer»: an honest burst is no attack.
+// Lesson «quotas with an answer»: an honest burst is no attack. Each flow takes four of this process's 1,024 files.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_hundred_flows_opened_at_once_all_open() -> Result<()> {
+async fn two_hundred_flows_opened_at_once_all_open() -> Result<()> {
     let honest = Honest::start().await?;
     let tasks = Scope::new("burst");
-    let (done_in, mut done) = tokio::sync::mpsc::channel(300);
-    for n in 0..300u32 {
+    let (done_in, mut done) = tokio::sync::mpsc::channel(200);
+    for n in 0..200u32 {
         let (listen, done_in) = (honest.listen, done_in.clone());
         tasks.spawn("one", async move {
             let answer = exchange(listen, &n.to_be_bytes()).await;
@@ -574,6 +574,6 @@ async fn three_hundred_flows_opened_at_once_all_open() -> Result<()> {
     while let Some(whole) = done.recv().await {
         good += usize::from(whole);
     }
-    assert_eq!(good, 300);
+    assert_eq!(good, 200);
     Ok(())
 }
