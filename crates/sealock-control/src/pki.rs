@@ -19,7 +19,9 @@ use sealock_core::identity::{Role, SpiffeId};
 use sealock_core::name::TrustDomain;
 use sealock_core::token::CaPin;
 use sealock_net::files::{self, FileError};
-use sealock_net::identity::{KeyError, KeyPair, LeafError, PeerIdentity, Trust, root_pin};
+use sealock_net::identity::{
+    BACKDATED, KeyError, KeyPair, LeafError, PeerIdentity, Trust, root_pin,
+};
 use sealock_net::tls::eku;
 use sha2::{Digest, Sha256};
 
@@ -30,7 +32,6 @@ pub const LEAF_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 /// How long the certificate of the view signer lives; it is replaced at half of it.
 pub const SIGNER_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 365);
 const ROOT_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 3_653); // ten years
-const BACKDATED: SignedDuration = SignedDuration::from_mins(5); // for clocks that run behind ours
 
 /// Why a certificate was not made.
 #[derive(Debug, thiserror::Error)]

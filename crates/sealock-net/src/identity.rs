@@ -29,6 +29,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub use dir::{IdentityDir, LoadError};
 pub use key::{KeyError, KeyPair};
 
+/// How far the begin of a certificate lies before its issue, for clocks that run behind the controller's.
+pub const BACKDATED: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
+
 /// What a verified leaf certificate says of its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerIdentity {

@@ -11,7 +11,9 @@ use sealock_core::reason::Reason;
 use sealock_core::view::ViewVersion;
 use tokio::sync::watch;
 
-use crate::identity::{IdentityDir, IdentityStore, KeyPair, Svid, SvidError, TrustStore};
+use crate::identity::{
+    BACKDATED, IdentityDir, IdentityStore, KeyPair, Svid, SvidError, TrustStore,
+};
 use crate::node_api::{CallError, Issued, NodeClient, Watch, WatchEvent};
 use crate::tls;
 use crate::views::{TakeError, ViewStore};
@@ -53,6 +55,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Where nobody but a person can help.
 const HOPELESS_PAUSE: Duration = Duration::from_secs(300);
+/// Each renewal makes the session anew; certificates live ten seconds at least.
+const BETWEEN_RENEWALS: Duration = Duration::from_secs(1);
 
 impl Link {
     /// A link for the identity in `identity`; `dir` is where a renewed one is kept, nowhere for a program that does not
@@ -167,7 +171,10 @@ impl Link {
         loop {
             tokio::time::sleep(self.until_renewal()).await;
             match self.renew().await {
-                Ok(()) => pause = FIRST_PAUSE,
+                Ok(()) => {
+                    pause = FIRST_PAUSE;
+                    tokio::time::sleep(BETWEEN_RENEWALS).await;
+                }
                 Err(error) => {
                     let hopeless = matches!(&error, RenewError::Call(call) if !call.is_transient());
                     tracing::warn!(err = %error, hopeless, "the certificate could not be renewed");
@@ -184,11 +191,8 @@ impl Link {
             return HOPELESS_PAUSE;
         };
         let (begin, end) = (svid.leaf().not_before, svid.leaf().not_after);
-        let life = Duration::try_from(end.duration_since(begin)).unwrap_or_default();
-        let since = jiff::Timestamp::now().duration_since(begin);
-        let since = Duration::try_from(since).unwrap_or_default();
-        let due = life.mul_f64(rand::random_range(0.45..0.55));
-        due.saturating_sub(since)
+        let share = rand::random_range(0.45..0.55);
+        due(begin, end, jiff::Timestamp::now()).mul_f64(share * 2.0)
     }
 
     /// Gets a certificate for a new key, at once.
@@ -248,5 +252,40 @@ fn report_away(error: &CallError) {
         tracing::info!(err = %error, "the controller is away; what is known keeps working");
     } else {
         tracing::warn!(reason = reason.code(), "the controller refuses this node");
+    }
+}
+
+/// How long it is until half of a certificate's life, which began with its issue and not with its backdated begin.
+fn due(begin: jiff::Timestamp, end: jiff::Timestamp, now: jiff::Timestamp) -> Duration {
+    let issued = begin.checked_add(BACKDATED).ok();
+    let issued = issued.filter(|issued| *issued < end).unwrap_or(begin);
+    let length = |from: jiff::Timestamp, to: jiff::Timestamp| {
+        Duration::try_from(to.duration_since(from)).unwrap_or_default()
+    };
+    (length(issued, end) / 2).saturating_sub(length(issued, now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_at_half_of_the_life_that_its_issue_began() {
+        let issue: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let at = |seconds: i64| issue + jiff::SignedDuration::from_secs(seconds);
+        for (life, age, left) in [
+            (3_600, 0, 1_800),
+            (3_600, 1_000, 800),
+            (3_600, 1_801, 0),
+            // Shorter than what it is backdated by.
+            (10, 0, 5),
+            (10, 4, 1),
+            (10, 20, 0),
+        ] {
+            let left = Duration::from_secs(left);
+            assert_eq!(due(at(-300), at(life), at(age)), left, "{life} {age}");
+        }
+        // Not backdated, by another hand.
+        assert_eq!(due(at(0), at(60), at(10)), Duration::from_secs(20));
     }
 }

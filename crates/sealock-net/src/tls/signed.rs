@@ -180,7 +180,7 @@ pub struct SignedView {
 }
 
 // A head may be ahead of our clock by as much as certificates are backdated.
-const CLOCK_LEEWAY: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
+const CLOCK_LEEWAY: jiff::SignedDuration = crate::identity::BACKDATED;
 
 impl SignedView {
     /// Verifies signature, age and entries, and reads the view.
