@@ -202,6 +202,17 @@ impl Transfer {
         Ok(self.start(namespace, to)?.finish()?)
     }
 
+    /// Asks for the transfer and does nothing more: the caller reads as slowly as it likes, or not at all.
+    ///
+    /// # Errors
+    ///
+    /// Fails without a connection.
+    pub fn open(self, namespace: &Namespace, to: SocketAddr) -> Result<TcpStream> {
+        let mut stream = namespace.enter(move || TcpStream::connect_timeout(&to, CONNECT))??;
+        stream.write_all(&self.head())?;
+        Ok(stream)
+    }
+
     fn client(self, to: SocketAddr, progress: &AtomicU64) -> Result<Received, TransferError> {
         let started = Instant::now();
         let refused = |error: std::io::Error| TransferError::NotConnected(error.kind());

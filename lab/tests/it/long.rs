@@ -1,5 +1,6 @@
 //! Scenes that take longer than a change should wait for: `make lab` runs them, `make test` does not.
 
+mod certificates;
 mod resources;
 mod strangers;
 mod transfers;

@@ -125,3 +125,100 @@ fn full_disk(lab: &mut lab::Topology, disk: &SmallDisk) -> Result<()> {
         Ok(kept.contains("nobody").then_some(()))
     })
 }
+
+/// F37 on the controller: it refuses to write and says so, and stays readable.
+#[test]
+fn a_controller_whose_disk_is_full_refuses_changes_and_carries_on() {
+    scene(Family::V4, |lab| {
+        let disk = SmallDisk::mount(&lab.directory().join("ctl-state"), 4096)?;
+        let outcome = full_controller(lab, &disk);
+        drop(disk);
+        outcome
+    });
+}
+
+fn full_controller(lab: &mut lab::Topology, disk: &SmallDisk) -> Result<()> {
+    let (it, mut roles) = Deployment::split(lab)?;
+    let _origin = PatternServer::start(&it.net.prv, loopback(7000))?;
+    let _exposed = it.provider.expose("7000", "web")?;
+    let _connected = it.consumer.connect("web", 8080)?;
+    works(&it, 1, "opens before")?;
+    let filler = disk.fill()?;
+    let mut refused = None;
+    for _ in 0..50 {
+        // What the database has in reserve goes first.
+        let made = it.admin.run("token", ["token", "create"])?;
+        if !made.status.success() {
+            refused = Some(made.stderr);
+            break;
+        }
+    }
+    let refused = refused.context("tokens are made without a place to keep them")?;
+    say(&format!("with a full disk: {refused}"));
+    ensure!(refused.contains("error:"), "{refused}");
+    it.admin.ask("policy list").context("reading")?;
+    small(&it, 50).context("an open with the controller's disk full")?;
+
+    fs::remove_file(filler)?;
+    let since = Instant::now();
+    let mut again = it.admin.run("token", ["token", "create"])?;
+    if !again.status.success() {
+        // A store that once could not confirm a write takes no more until it is opened anew.
+        say(&format!("after the disk was freed: {}", again.stderr));
+        roles.controller.terminate(SOON)?;
+        roles.controller = it.start_controller()?;
+        again = it.admin.run("token", ["token", "create"])?;
+    }
+    again.success().context("after room was made")?;
+    say(&format!("tokens again after {:?}", since.elapsed()));
+    small(&it, 60).context("an open at the end")
+}
+
+/// F32: readers that hardly read hold up nobody but themselves.
+#[test]
+fn slow_readers_cost_little_and_hold_up_nobody_else() {
+    const SLOW: u64 = 50;
+    scene(Family::V4, |lab| {
+        let (it, up) = Deployment::up(lab, Begin::Open)?;
+        let _origin = PatternServer::start(&it.net.prv, loopback(7000))?;
+        let exposed = it.provider.expose("7000", "web")?;
+        let connected = it.consumer.connect("web", 8080)?;
+        small(&it, 1)?;
+        let nodes = [
+            ("relay", &up),
+            ("provider", &exposed),
+            ("consumer", &connected),
+        ];
+        let before: Vec<u64> = nodes
+            .iter()
+            .map(|(_, node)| node.resident_bytes())
+            .collect::<Result<_>>()?;
+        let mut slow = Vec::new();
+        for stream in 100..100 + SLOW {
+            slow.push(Transfer::both_ways(stream, 64 * MIB).open(&it.net.con, loopback(8080))?);
+        }
+        wait::pause(Duration::from_secs(3));
+        let began = Instant::now();
+        let fast = Transfer::both_ways(2, 16 * MIB).run(&it.net.con, loopback(8080))?;
+        say(&format!(
+            "16 MiB both ways beside {SLOW} that do not read: {:?}, longest gap {:?}",
+            began.elapsed(),
+            fast.longest_gap
+        ));
+        for ((name, node), before) in nodes.iter().zip(before) {
+            let more = node.resident_bytes()?.saturating_sub(before);
+            say(&format!(
+                "{name}: {} KiB more for each of them",
+                more / 1024 / SLOW
+            ));
+            // A window of the stream, 2 MiB, and half as much for all else; both directions are full.
+            ensure!(more / SLOW < 3 * MIB, "{name}: {more} bytes");
+        }
+        drop(slow);
+        for (_, node) in nodes {
+            node.without_complaints()?;
+        }
+        small(&it, 3).context("after they went")?;
+        Ok(())
+    });
+}
