@@ -128,7 +128,7 @@ case "${1:-}" in
         ;;
     bench)
         build
-        packages iproute2 curl openssh-client openssh-server haproxy stunnel4 iperf3 python3
+        packages iproute2 curl openssh-client openssh-server haproxy stunnel4 openssl linux-perf git
         ;;
     *)
         die "usage: scripts/setup.sh build|lint|lab|bench"

@@ -4,6 +4,7 @@
 //! Deliberately absent: decisions. Callers say what an answer means.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 
 use parking_lot::Mutex;
@@ -66,13 +67,38 @@ pub fn raise_buffers(socket: impl AsFd, bytes: usize) -> io::Result<BufferSizes>
     })
 }
 
+/// The longest IP packet that this machine sends on its way to `address` without cutting it, as far as it knows.
+///
+/// # Errors
+/// When there is no way to it.
+pub fn route_mtu(address: SocketAddr) -> io::Result<u32> {
+    use rustix::net::sockopt;
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(address)?; // sends nothing
+    let mtu = match address {
+        SocketAddr::V4(_) => sockopt::ip_mtu(&socket)?,
+        SocketAddr::V6(_) => sockopt::ipv6_mtu(&socket)?,
+    };
+    Ok(mtu)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn the_way_to_this_machine_itself_takes_more_than_ethernet_does() {
+        let mtu = route_mtu(([127, 0, 0, 1], 9).into()).expect("loopback is there");
+        assert!(mtu > 1_500, "{mtu}");
+    }
+
+    #[test]
     fn buffers_grow_beyond_what_a_socket_has_at_first() {
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
         let small = raise_buffers(&socket, 4_096).expect("told");
         let large = raise_buffers(&socket, 8 * 1024 * 1024).expect("told");
         assert!(

@@ -22,7 +22,7 @@ pub use quic::{BiStream, Connection, Endpoint, Incoming, RecvHalf, SendHalf, Str
 /// What a node may choose about its connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Streams that the other side may have open at once; see [`Connection::allow_streams`].
+    /// Streams that the other side may have open at once. Room is made as they come, not before.
     pub streams: u32,
     /// How often a connection that is otherwise silent shows that it is alive; the dialling side does it.
     pub keep_alive: Duration,
@@ -33,7 +33,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            streams: 100,                          // the QUIC library allocates all that are allowed
+            streams: 100,
             keep_alive: Duration::from_secs(1), // also keeps NAT mappings, the shortest live 20 s
             idle_timeout: Duration::from_secs(10), // ten keep-alives lost; a Wi-Fi roam takes 3 to 8 s
         }

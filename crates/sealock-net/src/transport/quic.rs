@@ -1,5 +1,6 @@
 //! QUIC by the noq library, which no other module names.
 
+mod places;
 mod stream;
 
 use std::io;
@@ -8,7 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use noq::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
-use noq::{ConnectionError, EndpointConfig, PathId, TokioRuntime, TransportConfig, VarInt};
+use noq::{
+    AckFrequencyConfig, ConnectionError, EndpointConfig, MtuDiscoveryConfig, PathId, TokioRuntime,
+    TransportConfig, VarInt,
+};
 use rustls_pki_types::CertificateDer;
 use sealock_core::reason::Reason;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -20,6 +24,7 @@ use crate::sys;
 use crate::tls::verify::VerifyError;
 use crate::tls::{UNUSED_NAME, peer_identity};
 
+use places::{Places, STREAMS_AT_FIRST};
 pub use stream::{BiStream, RecvHalf, SendHalf, StreamIo};
 
 // More than ~1 000 gaps in one stream end the whole connection, and 2 MiB are ~1 700 packets: the most that is safe.
@@ -30,12 +35,38 @@ const INCOMING_BUFFER: u64 = 16 * 1024; // a first flight with a post-quantum ke
 const INCOMING_TOTAL: u64 = 16 * 1024 * 1024; // half of the memory that strangers may use
 const INCOMING_QUEUE: usize = 1_024;
 
-fn transport(settings: &Settings, dials: bool) -> TransportConfig {
+// Ten packets of this size, the most that the library hands to the kernel at once, are just under the 64 KiB that one
+// segmented send may have; larger packets would be lost.
+const PACKET_LIMIT: u16 = 6_500;
+const ETHERNET: u32 = 1_500;
+const IP_AND_UDP: u32 = 40 + 8; // IPv6 without options; IPv4 is shorter
+const PACKETS_PER_ACK: u32 = 10; // the peer's next 55 ride on the window that those open; RFC 9002 bursts allow 10
+
+/// The packets that are tried on the way to `peer`: larger than Ethernet's where the way is known to take them, as
+/// within a machine and in networks with jumbo frames. The library begins at 1 200 bytes and feels its way up.
+fn packet_sizes(peer: SocketAddr) -> Option<MtuDiscoveryConfig> {
+    let mtu = sys::route_mtu(SocketAddr::new(peer.ip().to_canonical(), peer.port())).ok()?;
+    if mtu <= ETHERNET {
+        return None;
+    }
+    let largest = u16::try_from(mtu - IP_AND_UDP).unwrap_or(u16::MAX);
+    let mut sizes = MtuDiscoveryConfig::default();
+    sizes.upper_bound(largest.min(PACKET_LIMIT));
+    Some(sizes)
+}
+
+fn transport(
+    settings: &Settings,
+    sizes: Option<MtuDiscoveryConfig>,
+    dials: bool,
+) -> TransportConfig {
     let mut config = TransportConfig::default();
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(PACKETS_PER_ACK.into());
     let idle =
         noq::IdleTimeout::try_from(settings.idle_timeout).unwrap_or_else(|_| VarInt::MAX.into());
     config
-        .max_concurrent_bidi_streams(settings.streams.into())
+        .max_concurrent_bidi_streams(settings.streams.min(STREAMS_AT_FIRST).into())
         .max_concurrent_uni_streams(VarInt::from_u32(0)) // the protocol has none
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
@@ -44,6 +75,8 @@ fn transport(settings: &Settings, dials: bool) -> TransportConfig {
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(dials.then_some(settings.keep_alive))
         .enable_segmentation_offload(true)
+        .mtu_discovery_config(Some(sizes.unwrap_or_default()))
+        .ack_frequency_config(Some(acks))
         .congestion_controller_factory(Arc::new(noq::congestion::CubicConfig::default()));
     config
 }
@@ -53,6 +86,7 @@ fn transport(settings: &Settings, dials: bool) -> TransportConfig {
 pub struct Endpoint {
     inner: noq::Endpoint,
     settings: Settings,
+    server: Option<noq::ServerConfig>,
 }
 
 impl Endpoint {
@@ -80,7 +114,7 @@ impl Endpoint {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = noq::ServerConfig::with_crypto(Arc::new(crypto));
         config
-            .transport_config(Arc::new(transport(&settings, false)))
+            .transport_config(Arc::new(transport(&settings, None, false)))
             .max_incoming(INCOMING_QUEUE)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_TOTAL);
@@ -101,10 +135,17 @@ impl Endpoint {
         );
         let mut config = EndpointConfig::new(Arc::new(keys.reset_key()));
         let ids = keys.connection_ids();
-        config.cid_generator(Arc::new(move || Box::new(ids.clone())));
+        config
+            .cid_generator(Arc::new(move || Box::new(ids.clone())))
+            .max_udp_payload_size(PACKET_LIMIT)
+            .map_err(io::Error::other)?;
         let runtime = Arc::new(TokioRuntime);
-        let inner = noq::Endpoint::new(config, server, socket.into(), runtime)?;
-        Ok(Self { inner, settings })
+        let inner = noq::Endpoint::new(config, server.clone(), socket.into(), runtime)?;
+        Ok(Self {
+            inner,
+            settings,
+            server,
+        })
     }
 
     /// The address that the socket is bound to.
@@ -131,7 +172,11 @@ impl Endpoint {
         let crypto = QuicClientConfig::try_from(tls).map_err(|_| ConnectError::Endpoint)?;
         let mut config = noq::ClientConfig::new(Arc::new(crypto));
         config
-            .transport_config(Arc::new(transport(&self.settings, true)))
+            .transport_config(Arc::new(transport(
+                &self.settings,
+                packet_sizes(address),
+                true,
+            )))
             .token_store(Arc::new(noq::NoneTokenStore)); // a token would link our connections
         let connecting = self
             .inner
@@ -143,7 +188,7 @@ impl Endpoint {
             connection.handshake_confirmed().await?;
             Ok(connection)
         };
-        finish(handshake, deadline).await
+        finish(handshake, self.settings, deadline).await
     }
 
     /// Waits for somebody at the door; nothing is done for them before [`Incoming::handshake`].
@@ -153,7 +198,11 @@ impl Endpoint {
     /// # Cancel safety
     /// Safe.
     pub async fn accept(&self) -> Option<Incoming> {
-        Some(Incoming(self.inner.accept().await?))
+        Some(Incoming {
+            inner: self.inner.accept().await?,
+            settings: self.settings,
+            server: self.server.clone(),
+        })
     }
 
     /// How many connections are open.
@@ -188,36 +237,40 @@ fn bind(address: SocketAddr) -> io::Result<Socket> {
 
 /// Somebody at the door, of whom only the address is known. Dropping it refuses.
 #[derive(Debug)]
-pub struct Incoming(noq::Incoming);
+pub struct Incoming {
+    inner: noq::Incoming,
+    settings: Settings,
+    server: Option<noq::ServerConfig>,
+}
 
 impl Incoming {
     /// Where it claims to be.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
-        canonical(self.0.remote_address())
+        canonical(self.inner.remote_address())
     }
 
     /// Whether it proved that it receives what is sent to its address.
     #[must_use]
     pub fn is_validated(&self) -> bool {
-        self.0.remote_address_validated()
+        self.inner.remote_address_validated()
     }
 
     /// Asks it to prove its address and come again; refuses it when it has done so already.
     pub fn retry(self) {
-        if let Err(error) = self.0.retry() {
+        if let Err(error) = self.inner.retry() {
             error.into_incoming().refuse();
         }
     }
 
     /// Tells it that we do not talk to it.
     pub fn refuse(self) {
-        self.0.refuse();
+        self.inner.refuse();
     }
 
     /// Lets it wait for an answer that never comes.
     pub fn ignore(self) {
-        self.0.ignore();
+        self.inner.ignore();
     }
 
     /// Goes through the handshake.
@@ -228,8 +281,17 @@ impl Incoming {
     /// # Cancel safety
     /// Dropping the future gives the connection up.
     pub async fn handshake(self, deadline: Instant) -> Result<Connection, ConnectError> {
-        let connecting = self.0.accept().map_err(failed_handshake)?;
-        finish(connecting, deadline).await
+        let sizes = packet_sizes(self.inner.remote_address());
+        let connecting = match (self.server, sizes) {
+            (Some(mut server), Some(sizes)) => {
+                let transport = transport(&self.settings, Some(sizes), false);
+                server.transport_config(Arc::new(transport));
+                self.inner.accept_with(Arc::new(server))
+            }
+            (_, None) | (None, _) => self.inner.accept(),
+        };
+        let connecting = connecting.map_err(failed_handshake)?;
+        finish(connecting, self.settings, deadline).await
     }
 }
 
@@ -239,6 +301,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 async fn finish(
     handshake: impl Future<Output = Result<noq::Connection, ConnectionError>>,
+    settings: Settings,
     deadline: Instant,
 ) -> Result<Connection, ConnectError> {
     let connection = tokio::time::timeout_at(deadline, handshake)
@@ -256,6 +319,7 @@ async fn finish(
         .and_then(|data| data.protocol);
     let facts = Arc::new(Facts { peer, alpn });
     Ok(Connection {
+        places: Places::new(&settings),
         inner: connection,
         facts,
     })
@@ -326,6 +390,7 @@ struct Facts {
 pub struct Connection {
     inner: noq::Connection,
     facts: Arc<Facts>,
+    places: Arc<Places>,
 }
 
 impl Connection {
@@ -352,7 +417,7 @@ impl Connection {
     /// Safe.
     pub async fn open_bi(&self) -> Result<BiStream, Lost> {
         let (send, recv) = self.inner.open_bi().await.map_err(|error| lost(&error))?;
-        Ok(BiStream::new(send, recv))
+        Ok(BiStream::new(send, recv, None))
     }
 
     /// Waits for a stream that the other side opens.
@@ -364,11 +429,16 @@ impl Connection {
     /// Safe.
     pub async fn accept_bi(&self) -> Result<BiStream, Lost> {
         let (send, recv) = self.inner.accept_bi().await.map_err(|error| lost(&error))?;
-        Ok(BiStream::new(send, recv))
+        let (place, more) = self.places.take();
+        if let Some(more) = more {
+            self.inner.set_max_concurrent_bi_streams(more.into());
+        }
+        Ok(BiStream::new(send, recv, Some(Arc::new(place))))
     }
 
     /// Lets the other side have this many streams open at once; fewer than before takes effect as streams end.
     pub fn allow_streams(&self, streams: u32) {
+        self.places.allow(streams);
         self.inner.set_max_concurrent_bi_streams(streams.into());
     }
 
@@ -395,6 +465,12 @@ impl Connection {
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         self.inner.rtt(PathId::ZERO)
+    }
+
+    /// The largest packets that reach the other side, as far as is known.
+    #[must_use]
+    pub fn packet_size(&self) -> Option<u16> {
+        Some(self.inner.path(PathId::ZERO)?.stats().current_mtu)
     }
 
     /// Where the other side is; it may move.

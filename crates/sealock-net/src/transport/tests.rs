@@ -210,6 +210,100 @@ async fn a_dropped_half_is_a_reset_and_never_a_clean_end() {
     assert_eq!(accepted.send.stopped().await, Ok(Some(Reason::Cancelled)));
 }
 
+// The library tells of a reset once, and a reader that joins pieces may meet it while it does so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_behind_bytes_is_never_taken_for_a_clean_end() {
+    let net = Net::new(Settings::default());
+    let (near, far) = net.pair().await;
+    for turn in 0..200 {
+        let mut opened = near.open_bi().await.expect("opened");
+        let writing = async {
+            for _ in 0..turn % 20 + 1 {
+                opened.send.write(vec![7; 3_000].into()).await.expect("ok");
+            }
+            tokio::task::yield_now().await;
+            opened.send.reset(Reason::TargetRefused);
+        };
+        let reading = async {
+            let mut accepted = far.accept_bi().await.expect("accepted");
+            loop {
+                match accepted.recv.read_chunk(64 * 1024).await {
+                    Ok(Some(bytes)) => assert!(!bytes.is_empty()),
+                    Ok(None) => return None,
+                    Err(error) => return Some(error),
+                }
+            }
+        };
+        let ((), ended) = tokio::join!(writing, reading);
+        assert_eq!(ended, Some(ReadError::Reset(Reason::TargetRefused)));
+    }
+}
+
+#[tokio::test]
+async fn what_was_taken_ahead_is_read_before_anything_later_by_every_way_of_reading() {
+    use tokio::io::AsyncReadExt;
+    let net = Net::new(Settings::default());
+    let ((_near, mut opened), (_far, mut accepted)) = net.stream().await;
+    let data: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
+    opened.send.write(data.clone().into()).await.expect("ok");
+    opened.send.finish().expect("finished");
+    let mut read = Vec::new();
+    for max in [3, 20_000, 1, 16_384, 5, 17_000].into_iter().cycle() {
+        let chunk = accepted.recv.read_chunk(max).await.expect("no error");
+        let chunk = chunk.expect("not the end");
+        assert!(chunk.len() <= max, "{} of {max}", chunk.len());
+        read.extend_from_slice(&chunk);
+        if read.len() > 100_000 {
+            break;
+        }
+    }
+    let mut rest = accepted.into_io();
+    rest.read_to_end(&mut read).await.expect("a clean end");
+    assert!(read == data, "the bytes are the same");
+}
+
+#[tokio::test]
+async fn packets_grow_where_the_way_takes_them() {
+    let net = Net::new(Settings::default());
+    let (near, far) = net.pair().await;
+    let grown = async {
+        // Both ends feel their way up by packets of their own.
+        while [&near, &far].map(|end| end.packet_size().unwrap_or(0) < 6_000) != [false; 2] {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(5), grown).await;
+    let sizes = [near.packet_size(), far.packet_size()];
+    assert!(waited.is_ok(), "{sizes:?}");
+}
+
+#[tokio::test]
+async fn a_busy_connection_gets_places_beyond_the_first_ones() {
+    let net = Net::new(Settings {
+        streams: 300,
+        ..Settings::default()
+    });
+    let (near, far) = net.pair().await;
+    let mut held = Vec::new();
+    for _ in 0..300 {
+        let opening = async {
+            let mut opened = near.open_bi().await.expect("a place");
+            opened
+                .send
+                .write(Bytes::from_static(b"x"))
+                .await
+                .expect("ok");
+            opened
+        };
+        let (opened, accepted) = tokio::join!(opening, far.accept_bi());
+        held.push((opened, accepted.expect("accepted")));
+    }
+    let mut beyond = std::pin::pin!(near.open_bi());
+    assert!(futures_util::poll!(beyond.as_mut()).is_pending());
+    held.truncate(100); // the library tells of free places by the eighth
+    beyond.await.expect("a place of those that ended");
+}
+
 #[tokio::test]
 async fn a_dropped_half_that_was_finished_delivers_everything() {
     let net = Net::new(Settings::default());
@@ -402,6 +496,8 @@ async fn a_retry_lets_honest_clients_through_and_a_refusal_is_told() {
             matches!(near, Err(ConnectError::Lost(Lost::Transport { code: 2 }))),
             "{near:?}"
         ); // CONNECTION_REFUSED
+        // A relay that is full, or stops in order, is worth another attempt soon.
+        assert!(near.is_err_and(|error| error.is_transient()));
     }
     let twice = async {
         net.server.accept().await.expect("open").retry();
