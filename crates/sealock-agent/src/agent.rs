@@ -12,7 +12,7 @@ use sealock_core::identity::{AgentId, SpiffeId};
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_flow::audit::{self, Audit};
-use sealock_flow::hop::{self, Hop};
+use sealock_flow::hop::{self, Hop, REJUDGE_EVERY};
 use sealock_flow::inlet;
 use sealock_flow::live::LiveFlows;
 use sealock_flow::meter::Meter;
@@ -327,13 +327,15 @@ fn link(
     Link::new(Arc::new(make), identity.clone(), trust.clone(), dir)
 }
 
-/// On every change of the view, and of the offers, flows that are no longer allowed end.
+/// On every change of the view and of the offers, and from time to time, flows that are no longer allowed end.
 async fn follow_policy(caller: Hop, provider: Hop, views: ViewStore, offers: Offers) {
     let (mut policy, mut names) = (views.changes(), offers.names());
     loop {
         let changed = tokio::select! {
             changed = policy.changed() => changed.is_ok(),
             changed = names.changed() => changed.is_ok(),
+            // Rules end by themselves too.
+            () = tokio::time::sleep(REJUDGE_EVERY) => true,
         };
         if !changed {
             return;

@@ -1,6 +1,7 @@
 //! A hop: the pipe, run once for every flow.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sealock_core::reason::Reason;
 use tracing::Instrument;
@@ -42,6 +43,8 @@ impl Hop {
             Ok(_) => Ok(()),
             // The flow was allowed once, so what is missing now was taken back.
             Err(Reason::PolicyDenied | Reason::NoSuchService) => Err(Reason::PolicyRevoked),
+            // Nothing was taken back: an old policy opens nothing new, and cuts nothing that it allowed.
+            Err(Reason::PolicyStale) => Ok(()),
             Err(reason) => Err(reason),
         });
         if cut > 0 {
@@ -50,6 +53,9 @@ impl Hop {
         cut
     }
 }
+
+/// How often live flows are judged again without news, for rules that end by themselves.
+pub const REJUDGE_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs one flow from its arrival to its end, and says why it ended.
 pub async fn run(hop: &Hop, arrival: Arrival) -> Reason {
@@ -64,25 +70,26 @@ pub async fn run(hop: &Hop, arrival: Arrival) -> Reason {
         Err(refused) => {
             let Refused { named, reason } = *refused;
             hop.meter.refused(named.inlet, &named.facts, reason);
-            named.near.refuse(reason).await;
+            Box::pin(named.near.refuse(reason)).await;
             reason
         }
     }
 }
 
+// Each step in a box of its own: for its long idle life a flow keeps the memory of `carry`, not that of the handshakes.
 async fn go_on(hop: &Hop, ruled: rule::Ruled) -> Reason {
-    let (opened, permit) = match outlet::open(ruled).await {
+    let (opened, permit) = match Box::pin(outlet::open(ruled)).await {
         Ok(opened) => opened,
         Err(failed) => {
             end(hop, failed.permit.flow(), failed.reason);
-            failed.near.refuse(failed.reason).await;
+            Box::pin(failed.near.refuse(failed.reason)).await;
             return failed.reason;
         }
     };
     let Opened { near, far } = opened;
     // Only here, with the far side open, is the near side accepted.
-    let reason = match near.accept().await {
-        Ok(near) => carry::carry(near, far, &permit).await,
+    let reason = match Box::pin(near.accept()).await {
+        Ok(near) => Box::pin(carry::carry(near, far, &permit)).await,
         Err(reason) => {
             far.reset(reason);
             reason

@@ -206,6 +206,9 @@ impl Publisher {
 }
 
 async fn keep(config: SessionConfig, publish: Publisher) {
+    if config.relays.is_empty() {
+        return std::future::pending().await;
+    }
     let mut pause = FIRST_PAUSE;
     loop {
         for relay in config.relays.clone() {
@@ -250,20 +253,39 @@ async fn one(config: &SessionConfig, relay: &HostPort, publish: &Publisher) -> R
         Ok(live) => live,
         Err(reason) => return reason,
     };
+    let retired = Scope::new("retired sessions");
     loop {
         publish.set(relay, State::Up(live.session.clone()));
         match live
             .run(config, replacement(config, relay, live.renewed.clone()))
             .await
         {
-            // The old connection ends by itself with the last of its streams.
-            Ended::Replaced(next) => live = *next,
+            Ended::Replaced(next) => {
+                let old = std::mem::replace(&mut live, *next);
+                retired.spawn("retire", retire(old.session, config.offered.clone()));
+            }
             Ended::Lost(reason) => {
                 live.session.connection.close(reason);
                 return reason;
             }
         }
     }
+}
+
+/// What a relay may still offer on a session before it knows the next one.
+const RETIRE_GRACE: Duration = Duration::from_secs(10); // as long as an open waits
+
+/// Takes the last legs of a session that was replaced. Its connection ends by itself with the last of its streams.
+async fn retire(session: Session, offered: mpsc::Sender<Offered>) {
+    let scope = Scope::new("retired session");
+    let headless = Arc::new(Semaphore::new(HEADLESS_LIMIT));
+    let last = async {
+        while let Ok((leg, slot)) = accept(&session.connection, &headless).await {
+            take_in(leg, slot, offered.clone(), &scope);
+        }
+    };
+    // The time-out is the ordinary end.
+    let _over = tokio::time::timeout(RETIRE_GRACE, last).await;
 }
 
 /// A session that is up, with its control stream.

@@ -10,7 +10,7 @@ use sealock_core::address::HostPort;
 use sealock_core::identity::SpiffeId;
 use sealock_core::reason::Reason;
 use sealock_flow::audit::{self, Audit};
-use sealock_flow::hop::Hop;
+use sealock_flow::hop::{Hop, REJUDGE_EVERY};
 use sealock_flow::live::LiveFlows;
 use sealock_flow::meter::Meter;
 use sealock_net::admin::{self, AdminError};
@@ -216,10 +216,15 @@ fn spawn_link(
     });
 }
 
-/// On every change of a view: flows and sessions that it no longer allows end.
+/// On every change of a view, and from time to time: flows and sessions that it no longer allows end.
 async fn follow_policy(hop: Hop, directory: Directory, views: ViewStore) {
     let mut changes = views.changes();
-    while changes.changed().await.is_ok() {
+    loop {
+        // An elapsed wait is a look too: rules end by themselves.
+        let news = tokio::time::timeout(REJUDGE_EVERY, changes.changed()).await;
+        if matches!(news, Ok(Err(_))) {
+            return;
+        }
         directory.sweep(|agent, peer| judge::admits(&views, agent, peer));
         hop.rejudge();
     }
