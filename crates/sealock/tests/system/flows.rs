@@ -8,7 +8,7 @@ use sealock_agent::AgentHandle;
 use sealock_control::controller::Starter;
 use sealock_core::api::{agent, policy};
 use sealock_core::policy::Action;
-use sealock_core::policy::condition::Conditions;
+use sealock_core::policy::condition::{Condition, Conditions, Expires};
 use sealock_core::reason::Reason;
 use sealock_net::task::Scope;
 use sealock_proto::wire::SessionKind;
@@ -257,4 +257,26 @@ async fn a_change_of_policy_leaves_the_flows_alone_that_it_still_allows() -> Res
     }
     live.deployment.stop().await;
     Ok(())
+}
+
+// H5: a rule that ends by itself cuts the live flows that it alone allowed; nobody sends any news of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_that_ends_by_itself_cuts_the_flows_that_it_alone_allowed() -> Result<()> {
+    let live = LiveFlow::start().await?;
+    let ends = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(1);
+    let brief = policy::AddRequest {
+        tenant: "default".parse()?,
+        id: Some("brief".parse()?),
+        callers: vec!["caller".parse()?],
+        services: vec!["echo".parse()?],
+        actions: std::iter::once(Action::Open).collect(),
+        conditions: std::iter::once(Condition::Expires(Expires::at(ends))).collect(),
+    };
+    live.deployment.admin::<policy::Allow>(&brief).await?;
+    let remove = policy::RemoveRequest {
+        tenant: "default".parse()?,
+        id: "starter".parse()?,
+    };
+    live.deployment.admin::<policy::Remove>(&remove).await?;
+    live.expect_cut().await
 }
