@@ -197,3 +197,6 @@ impl Caller {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
