@@ -4,6 +4,7 @@ mod blindness;
 mod clients;
 mod evidence;
 mod faults;
+mod leaks;
 mod long;
 mod node;
 mod policy;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use sealock_core::reason::Reason;
-use sealock_proto::stream::{Decoder, Epoch, Event, Frame, Role};
+use sealock_proto::stream::{Decoder, Epoch, Event, Frame, Role, Stream};
 use sealock_proto::wire::Message;
 
 use super::Shared;
@@ -37,11 +37,7 @@ pub(super) async fn run(shared: Arc<Shared>, role: Role, leg: BiStream) {
     driver.writer.reset(reason);
     reader.stop(reason);
     shared.machine.lock().fail(Instant::now(), reason);
-    loop {
-        let event = shared.machine.lock().poll_event();
-        let Some(event) = event else { break };
-        shared.announce(event);
-    }
+    shared.pass_on(&mut shared.machine.lock());
 }
 
 struct Driver<'a> {
@@ -180,10 +176,7 @@ impl<'a> Driver<'a> {
     /// Passes events on and makes frames ready; says whether there is nothing to write.
     fn prepare(&mut self) -> bool {
         let mut machine = self.shared.machine.lock();
-        while let Some(event) = machine.poll_event() {
-            self.released |= event == Event::Released;
-            self.shared.announce(event);
-        }
+        self.released |= self.shared.pass_on(&mut machine);
         let mut size = self.outbox.size();
         while size < BATCH {
             let Some(frame) = machine.poll_frame() else {
@@ -192,7 +185,22 @@ impl<'a> Driver<'a> {
             self.outbox.push(frame);
             size = self.outbox.size();
         }
+        // Saying the last word may have released the stream, also when there was no more to say: where both sides said
+        // theirs at once, nothing else would ever wake this task.
+        self.released |= self.shared.pass_on(&mut machine);
         size == 0
+    }
+}
+
+impl Shared {
+    /// Tells of all events; says whether one of them releases the stream.
+    fn pass_on(&self, machine: &mut Stream) -> bool {
+        let mut released = false;
+        while let Some(event) = machine.poll_event() {
+            released |= event == Event::Released;
+            self.announce(event);
+        }
+        released
     }
 }
 
