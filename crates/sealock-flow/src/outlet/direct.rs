@@ -63,3 +63,53 @@ async fn dial(address: SocketAddr) -> Result<TcpStream, Reason> {
         Err(_elapsed) => Err(Reason::TargetTimeout),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    fn target(address: SocketAddr) -> HostPort {
+        HostPort::from(address)
+    }
+
+    /// A listener whose queue is full: the kernel answers no further SYN.
+    fn full_listener() -> (Socket, Vec<Socket>, SocketAddr) {
+        let tcp = || Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listener = tcp();
+        listener.bind(&any.into()).expect("loopback");
+        listener.listen(0).expect("listens");
+        let bound = listener.local_addr().expect("bound");
+        let waiting = (0..3).map(|_| {
+            let socket = tcp();
+            socket.set_nonblocking(true).expect("a flag");
+            let _in_progress = socket.connect(&bound);
+            socket
+        });
+        let waiting = waiting.collect();
+        let address = bound.as_socket().expect("an IP address");
+        (listener, waiting, address)
+    }
+
+    // F09: the clock is virtual, so this takes no time.
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_never_answers_is_a_timeout() {
+        let (_listener, _waiting, address) = full_listener();
+        let opened = open(&target(address)).await;
+        assert_eq!(opened.err(), Some(Reason::TargetTimeout));
+    }
+
+    #[tokio::test]
+    async fn a_target_without_a_listener_is_refused() {
+        let (listener, _waiting, address) = full_listener();
+        drop(listener);
+        assert_eq!(
+            open(&target(address)).await.err(),
+            Some(Reason::TargetRefused)
+        );
+    }
+}
