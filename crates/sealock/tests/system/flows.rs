@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sealock_agent::AgentHandle;
+use sealock_agent::{AgentConfig, AgentHandle};
 use sealock_control::controller::Starter;
+use sealock_core::address::HostPort;
 use sealock_core::api::{agent, policy};
 use sealock_core::policy::Action;
 use sealock_core::policy::condition::{Condition, Conditions, Expires};
@@ -16,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::deployment::{
-    Deployment, address, any_port, echo_server, eventually, exchange, expose_echo, serve,
+    DAY, Deployment, address, any_port, echo_server, eventually, exchange, expose_echo, serve,
 };
 
 /// A deployment with one flow over which bytes go round without end.
@@ -279,4 +280,33 @@ async fn a_rule_that_ends_by_itself_cuts_the_flows_that_it_alone_allowed() -> Re
     };
     live.deployment.admin::<policy::Remove>(&remove).await?;
     live.expect_cut().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_whose_relay_is_gone_says_so_in_seconds() -> Result<()> {
+    let deployment = Deployment::start(Starter::Open).await?;
+    let before = deployment.agent("caller", SessionKind::CallerOnly).await?;
+    before.stop().await;
+    let Deployment {
+        state,
+        relay,
+        scope,
+        ..
+    } = deployment;
+    let gone = HostPort::from(relay.listen);
+    relay.stop().await;
+    let after = sealock_agent::start(AgentConfig {
+        dir: state.path().join("caller"),
+        relays: vec![gone],
+        kind: SessionKind::CallerOnly,
+        max_policy_age: DAY,
+        socket: None,
+        admin: None,
+    });
+    let after = after.await?;
+    let waited = after.ready(Duration::from_secs(7)).await;
+    assert_eq!(waited.err(), Some(Reason::RelayUnreachable));
+    after.stop().await;
+    scope.shutdown(Duration::from_secs(1)).await;
+    Ok(())
 }
