@@ -56,16 +56,13 @@ fn certificates_of_seconds_are_renewed_without_a_dropped_stream() {
             .finish()
             .context("the stream that lived through it")?;
         origin.report(1, Duration::from_secs(10))?;
-        let renewed = |node: &lab::Node| {
-            let log = format!("{}{}", node.stdout(), node.stderr());
-            log.matches("certificate renewed").count()
-        };
+        // The first two, and each renewal makes one more.
+        let sessions = up.stderr().matches("session up").count();
         say(&format!(
-            "{opens} opens; longest gap {:?}; sessions at the relay: {}",
-            got.longest_gap,
-            up.stderr().matches("session up").count()
+            "{opens} opens; longest gap {:?}; sessions at the relay: {sessions}",
+            got.longest_gap
         ));
-        ensure!(renewed(&up) > 2, "the relay renewed {} times", renewed(&up));
+        ensure!((10..40).contains(&sessions), "{sessions} sessions");
         ensure!(
             got.longest_gap < Duration::from_secs(2),
             "{:?}",
