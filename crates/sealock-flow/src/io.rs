@@ -116,9 +116,20 @@ impl Reader {
     }
 }
 
+/// Up to this much is copied out of the buffer it was read into, so that a few bytes do not keep all of it alive.
+const SHORT: usize = 8 * 1024;
+
 fn take(outcome: std::io::Result<usize>, buffer: &mut BytesMut) -> Result<Option<Bytes>, Reason> {
+    // Whatever was read, the next wait holds no memory.
+    let buffer = std::mem::take(buffer);
     let length = outcome.map_err(reset_by_peer)?;
-    Ok((length > 0).then(|| buffer.split().freeze()))
+    Ok((length > 0).then(|| {
+        if length <= SHORT {
+            Bytes::copy_from_slice(&buffer)
+        } else {
+            buffer.freeze()
+        }
+    }))
 }
 
 /// A local program's socket ended abnormally; which side that is, the carrier knows.

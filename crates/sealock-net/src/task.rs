@@ -138,8 +138,10 @@ impl Spawner {
         F: Future<Output = ()> + Send + 'static,
     {
         let inner = Arc::clone(&self.inner);
+        let size = size_of_val(&future);
+        // In a box of its own: inside the task it would be kept twice, once as it came and once as it is polled.
+        let guarded = Box::pin(AssertUnwindSafe(future).catch_unwind());
         let task = async move {
-            let guarded = AssertUnwindSafe(future).catch_unwind();
             let outcome = tokio::select! {
                 biased; // an ended scope must win over a task that is always ready
                 () = inner.ended.cancelled() => return,
@@ -155,6 +157,7 @@ impl Spawner {
                 );
             }
         };
+        tracing::trace!(task = name, size, frame = size_of_val(&task), "task begins");
         #[expect(
             clippy::disallowed_methods,
             reason = "this is the owner that all other code spawns through"

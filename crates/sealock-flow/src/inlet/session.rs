@@ -43,7 +43,8 @@ pub async fn at_provider(
 ) -> Result<Arrival, Reason> {
     let leg_id = (incoming.stream, incoming.epoch);
     leg.send.write(Message::Opened(me.clone()).encode()).await?;
-    let caller = end_to_end.answer(leg, incoming.stream).await?;
+    // In a box, so that the flow does not keep the handshake's memory.
+    let caller = Box::pin(end_to_end.answer(leg, incoming.stream)).await?;
     let proved = caller.agent().clone();
     if proved != incoming.caller || *caller.service() != incoming.service {
         // The relay and the caller tell different stories: neither is believed.

@@ -40,7 +40,7 @@ const INCOMING_QUEUE: usize = 1_024;
 const PACKET_LIMIT: u16 = 6_500;
 const ETHERNET: u32 = 1_500;
 const IP_AND_UDP: u32 = 40 + 8; // IPv6 without options; IPv4 is shorter
-const PACKETS_PER_ACK: u32 = 10; // the peer's next 55 ride on the window that those open; RFC 9002 bursts allow 10
+const PACKETS_PER_ACK: u32 = 10; // the initial window of RFC 9002; losses are still told at once
 
 /// The packets that are tried on the way to `peer`: larger than Ethernet's where the way is known to take them, as
 /// within a machine and in networks with jumbo frames. The library begins at 1 200 bytes and feels its way up.

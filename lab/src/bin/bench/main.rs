@@ -9,6 +9,10 @@
     clippy::print_stderr,
     reason = "a tool whose answer is its output"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "plain threads; there is no runtime whose worker could be blocked"
+)]
 
 mod load;
 mod process;
