@@ -108,7 +108,7 @@ impl Told {
                 None => (whole.as_str(), None),
             };
             hints.extend(hint);
-            if !parts.iter().any(|part| part.contains(text)) {
+            if !parts.iter().any(|part| says_already(part, text)) {
                 parts.push(text.to_owned());
             }
         }
@@ -128,6 +128,12 @@ impl Told {
             code,
         }
     }
+}
+
+/// Some libraries put the text of their cause behind their own.
+fn says_already(part: &str, text: &str) -> bool {
+    part.strip_suffix(text)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with(": "))
 }
 
 fn api_error(error: &anyhow::Error) -> Option<&ApiError> {
