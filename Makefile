@@ -5,6 +5,9 @@ CARGO_TARGET_DIR ?= $(CURDIR)/target
 # The lab starts this program; `make` has just built it, so the tests need not ask cargo again.
 SEALOCK_BIN = $(CARGO_TARGET_DIR)/debug/sealock
 
+# What needs root: the lab, and the tests that say so by being ignored elsewhere.
+IN_LAB = package(lab) or test(another_user_is_turned_away)
+
 .PHONY: help demo test lint bench lab advisories setup-build setup-lint setup-lab setup-bench
 
 help: ## list the targets
@@ -18,7 +21,7 @@ test: setup-lab ## every test but the long scenes, with the lab's network namesp
 	@scripts/in-lab.sh true
 	cargo build --workspace --all-targets
 	cargo nextest run --workspace -E 'not package(lab)'
-	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace -E 'package(lab)'
+	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace --run-ignored all -E '$(IN_LAB)'
 
 lint: setup-lint ## format, clippy, tidy, documentation, licences, bans and sources of dependencies
 	cargo fmt --all --check

@@ -83,7 +83,7 @@ impl Slots {
 }
 
 /// How many earlier sessions of a process may live on.
-const RETIRED_LIMIT: usize = 4; // two hours of renewals at half of an hour's life
+const RETIRED_LIMIT: usize = 256; // five days of renewals at half of an hour; one without streams closes by itself
 
 /// How many sessions that only call an agent may have.
 const CALLERS_LIMIT: usize = 32; // as many `ssh` through one laptop as anybody opens at once
