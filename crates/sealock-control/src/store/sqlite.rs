@@ -6,6 +6,7 @@
 //! One file per area below, each with functions over an open transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use sealock_core::policy::{Rule, RuleId};
 use sealock_core::reason::Reason;
 use sealock_core::view::{Entries, ViewVersion};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
@@ -167,16 +169,15 @@ impl SqliteStore {
         self.writer.close().await;
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    async fn begin(&self) -> Result<Writing, StoreError> {
         if self.poisoned.load(Ordering::Relaxed) {
             return Err(StoreError::Unsafe);
         }
-        // IMMEDIATE: a transaction that reads first and then writes must not lose its snapshot in between.
-        let begun = self.writer.begin_with("BEGIN IMMEDIATE").await;
+        let begun = Writing::begin(&self.writer).await;
         begun.map_err(|error| self.note(error.into()))
     }
 
-    async fn commit(&self, transaction: Transaction<'static, Sqlite>) -> Result<(), StoreError> {
+    async fn commit(&self, transaction: Writing) -> Result<(), StoreError> {
         let committed = transaction.commit().await;
         committed.map_err(|error| self.note(error.into()))
     }
@@ -196,6 +197,62 @@ impl SqliteStore {
     #[cfg(test)]
     pub(crate) fn writer(&self) -> &SqlitePool {
         &self.writer
+    }
+}
+
+/// A transaction of the one connection that writes.
+///
+/// One that could neither be committed nor rolled back ends with its connection: a connection that is left in the middle,
+/// as by a commit that failed for want of space, would refuse every later transaction.
+struct Writing {
+    connection: PoolConnection<Sqlite>,
+    ended: bool,
+}
+
+impl Writing {
+    async fn begin(writer: &SqlitePool) -> sqlx::Result<Self> {
+        let mut connection = writer.acquire().await?;
+        // IMMEDIATE: a transaction that reads first and then writes must not lose its snapshot in between.
+        let begun = sqlx::query("BEGIN IMMEDIATE")
+            .execute(&mut *connection)
+            .await;
+        let ended = false;
+        let transaction = Self { connection, ended };
+        begun.map(|_| transaction)
+    }
+
+    async fn commit(mut self) -> sqlx::Result<()> {
+        sqlx::query("COMMIT").execute(&mut *self.connection).await?;
+        self.ended = true;
+        Ok(())
+    }
+
+    /// Undoes it; if that fails, the end of the connection does.
+    async fn roll_back(mut self) {
+        let undone = sqlx::query("ROLLBACK").execute(&mut *self.connection).await;
+        self.ended = undone.is_ok();
+    }
+}
+
+impl Deref for Writing {
+    type Target = SqliteConnection;
+
+    fn deref(&self) -> &SqliteConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Writing {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.close_on_drop();
+        }
     }
 }
 
@@ -399,8 +456,13 @@ macro_rules! change {
     ($store:expr, |$connection:ident| $body:expr) => {{
         let mut transaction = $store.begin().await?;
         let $connection: &mut SqliteConnection = &mut transaction;
-        let done = $body.await.map_err(|error| $store.note(error))?;
-        $store.commit(transaction).await.map(|()| done)
+        match $body.await {
+            Ok(done) => $store.commit(transaction).await.map(|()| done),
+            Err(error) => {
+                transaction.roll_back().await;
+                Err($store.note(error))
+            }
+        }
     }};
 }
 
