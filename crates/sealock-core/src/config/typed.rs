@@ -258,8 +258,8 @@ options! {
         because "about 1 GiB at 96 KiB for an idle session",
         example "500", "500";
     /// How many streams one session may have open at once.
-    relay_max_streams_per_session: Count<1, 10_000> = "relay.max_streams_per_session", Standard::Value("100"),
-        because "the QUIC library allocates for every permitted stream ahead",
+    relay_max_streams_per_session: Count<1, 10_000> = "relay.max_streams_per_session", Standard::Value("4096"),
+        because "a page opens a hundred, an agent serves many; places are made as they are used, about 10 KiB each",
         example "1000", "1000";
     /// The agent's name that is asked for at joining.
     agent_name: AgentName = "agent.name", Standard::Nothing("the name that the join token or the controller gives"),
