@@ -128,7 +128,7 @@ fn without_any_layer_the_defaults_run() {
     let config = Config::resolve(&Layers::new()).expect("defaults");
     assert_eq!(config.state.dir, PathBuf::from("/var/lib/sealock"));
     assert_eq!(config.relay.listen.to_string(), "0.0.0.0:7443");
-    assert_eq!(config.relay.max_streams_per_session, 100);
+    assert_eq!(config.relay.max_streams_per_session, 4096);
     assert_eq!(
         config.controller.certificate_ttl,
         Duration::from_secs(3_600)
