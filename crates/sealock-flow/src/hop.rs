@@ -9,7 +9,7 @@ use tracing::Instrument;
 use crate::arrival::Arrival;
 use crate::audit::Audit;
 use crate::carry;
-use crate::live::{LiveFlow, LiveFlows};
+use crate::live::LiveFlows;
 use crate::meter::Meter;
 use crate::name;
 use crate::outlet::{self, Opened};
@@ -81,7 +81,7 @@ async fn go_on(hop: &Hop, ruled: rule::Ruled) -> Reason {
     let (opened, permit) = match Box::pin(outlet::open(ruled)).await {
         Ok(opened) => opened,
         Err(failed) => {
-            end(hop, failed.permit.flow(), failed.reason);
+            hop.meter.ended(failed.permit.flow(), failed.reason);
             Box::pin(failed.near.refuse(failed.reason)).await;
             return failed.reason;
         }
@@ -95,10 +95,6 @@ async fn go_on(hop: &Hop, ruled: rule::Ruled) -> Reason {
             reason
         }
     };
-    end(hop, permit.flow(), reason);
+    hop.meter.ended(permit.flow(), reason);
     reason
-}
-
-fn end(hop: &Hop, flow: &LiveFlow, reason: Reason) {
-    hop.meter.ended(flow, reason);
 }
