@@ -442,9 +442,12 @@ impl Connection {
         self.inner.set_max_concurrent_bi_streams(streams.into());
     }
 
-    /// Ends the connection and every stream in it.
+    /// Ends the connection and every stream in it; one that has ended already keeps its cause.
     pub fn close(&self, reason: Reason) {
-        self.inner.close(reason.number().into(), b"");
+        // The library would tell streams that have not looked yet that this side closed them.
+        if self.inner.close_reason().is_none() {
+            self.inner.close(reason.number().into(), b"");
+        }
     }
 
     /// Waits until the connection has ended, and tells how.

@@ -109,11 +109,18 @@ async fn a_provider_that_dies_in_the_middle_of_an_answer_is_a_reset() -> Result<
     let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
     let mut stream = TcpStream::connect(listen).await?;
     stream.read_exact(&mut [0; 14]).await?;
-    process.shutdown_background();
-    std::mem::forget(provider); // a killed process drops nothing
     let began = Instant::now();
-    let mut byte = [0; 1];
-    let ended = tokio::time::timeout(Duration::from_secs(15), stream.read(&mut byte)).await?;
+    let killed = async {
+        until("both flows are live", READY, || relay.live.len() == 2).await?;
+        process.shutdown_background();
+        std::mem::forget(provider); // a killed process drops nothing
+        let mut byte = [0; 1];
+        let ended = tokio::time::timeout(Duration::from_secs(15), stream.read(&mut byte)).await?;
+        anyhow::Ok(ended)
+    };
+    let (lost, ended) = tokio::join!(caller.stdio("echo".parse()?), killed);
+    assert_eq!(lost, Reason::PeerLost);
+    let ended = ended?;
     tracing::info!(took = ?began.elapsed(), "the client saw the end");
     assert_eq!(
         ended.map_err(|error| error.kind()),
