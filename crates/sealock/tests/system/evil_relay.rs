@@ -535,6 +535,20 @@ async fn a_denied_open_that_a_relay_forwards_is_refused_by_the_provider() -> Res
     Ok(())
 }
 
+// Lesson «the agent obeyed any dial request»: what a provider does not offer right now, no relay gets it to open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_provider_does_not_offer_is_refused_whoever_may_ask() -> Result<()> {
+    let mut world = World::new()?;
+    world.provide("other", &["provider"])?;
+    let scene = Scene::start_in(world, Trick::Alter(Alteration::Nothing), |_| Ok(())).await?;
+    assert!(!scene.fetch(1).await?.0.is_empty(), "the way is open");
+    let before = *scene.reached.lock();
+    let reason = scene.agents[0].stdio("other".parse()?).await;
+    assert_eq!(reason, Reason::PeerRefused);
+    assert_eq!(*scene.reached.lock(), before);
+    Ok(())
+}
+
 // S05: a provider that would allow it never hears of what the relay's view denies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_relay_denies_never_reaches_the_provider() -> Result<()> {
