@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -86,9 +88,15 @@ async fn a_provider_that_dies_in_the_middle_of_an_answer_is_a_reset() -> Result<
     let tasks = Scope::new("test");
     let world = World::new()?;
     let relay = world.relay().await?;
-    let target = serve(&tasks, |mut stream: TcpStream| async move {
-        let _sent = stream.write_all(b"the first half").await;
-        std::future::pending::<()>().await;
+    let answered = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&answered);
+    let target = serve(&tasks, move |mut stream: TcpStream| {
+        let counter = Arc::clone(&counter);
+        async move {
+            let _sent = stream.write_all(b"the first half").await;
+            counter.fetch_add(1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+        }
     })
     .await?;
     // A runtime of its own, so that it can end as a killed process does: without a word to anybody.
@@ -111,7 +119,8 @@ async fn a_provider_that_dies_in_the_middle_of_an_answer_is_a_reset() -> Result<
     stream.read_exact(&mut [0; 14]).await?;
     let began = Instant::now();
     let killed = async {
-        until("both flows are live", READY, || relay.live.len() == 2).await?;
+        let both = || answered.load(Ordering::Relaxed) == 2;
+        until("both flows are answered", READY, both).await?;
         process.shutdown_background();
         std::mem::forget(provider); // a killed process drops nothing
         let mut byte = [0; 1];
