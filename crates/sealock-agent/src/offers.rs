@@ -152,7 +152,8 @@ impl Offers {
         self.inner.changes.send_modify(|count| *count += 1);
     }
 
-    /// The program behind a service that is offered and was accepted.
+    /// The program behind a service that is offered, whether the controller has accepted it or not: callers open only
+    /// what the signed view names.
     pub(crate) fn target(&self, name: &ServiceName) -> Option<Target> {
         Some(self.inner.table.lock().offers.get(name)?.target.clone())
     }
