@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::*;
 
 mod bench;
+mod tenants;
 
 use bench::*;
 

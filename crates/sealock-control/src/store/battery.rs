@@ -51,7 +51,7 @@ pub(super) fn rule(id: &str) -> Rule {
     .expect("a rule")
 }
 
-fn token(secret: u8, name: Option<&str>) -> TokenRow {
+pub(super) fn token(secret: u8, name: Option<&str>) -> TokenRow {
     TokenRow {
         hash: [secret; 32],
         admits: Admits::Agent {
@@ -65,7 +65,7 @@ fn token(secret: u8, name: Option<&str>) -> TokenRow {
     }
 }
 
-fn redemption(secret: u8, name: &str, key: &str) -> Redemption {
+pub(super) fn redemption(secret: u8, name: &str, key: &str) -> Redemption {
     Redemption {
         hash: [secret; 32],
         role: Role::Agent,
@@ -88,7 +88,9 @@ fn certificate(key: &str) -> Certificate {
     }
 }
 
-fn issuing(key: &str) -> impl Fn(&Principal) -> Result<Certificate, crate::pki::PkiError> + use<> {
+pub(super) fn issuing(
+    key: &str,
+) -> impl Fn(&Principal) -> Result<Certificate, crate::pki::PkiError> + use<> {
     let key = key.to_owned();
     move |_| Ok(certificate(&key))
 }

@@ -263,3 +263,84 @@ async fn writes_go_on_after_a_transaction_that_sqlite_itself_undid() {
     let recorded = bench.store.record(Some(&tenant()), &acts).await;
     assert!(recorded.is_ok(), "{recorded:?}");
 }
+
+/// S13: one token, shown at once to two controllers over one database, lets one node in; the transaction decides, and
+/// no memory of either process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_controllers_over_one_database_only_one_redeems_a_token() {
+    const ROUNDS: u8 = 25;
+    const EACH: usize = 32; // 64 over both
+    let bench = filled().await;
+    let path = bench.dir.path().join("db.sqlite");
+    let other = SqliteStore::open(&path, IfMissing::Refuse).await;
+    let stores: [Arc<dyn Store>; 2] = [bench.store(), Arc::new(other.expect("it opens"))];
+    for round in 0..ROUNDS {
+        let token = crate::store::battery::token(round, None);
+        let act = Act::done(at(0), "admin:0", "token.create", "test");
+        stores[0].add_token(&token, &act).await.expect("kept");
+        let attempts = (0..2 * EACH).map(|number| {
+            let store = Arc::clone(&stores[number % 2]);
+            tokio::spawn(async move {
+                let key = format!("key-{round}-{number}");
+                let name = format!("a{round}-{number}");
+                let wanted = crate::store::battery::redemption(round, &name, &key);
+                let issue = crate::store::battery::issuing(&key);
+                store.redeem(&wanted, at(1), &issue).await
+            })
+        });
+        let mut won = 0;
+        for attempt in attempts.collect::<Vec<_>>() {
+            match attempt.await.expect("no panic") {
+                Ok(_) => won += 1,
+                Err(StoreError::Refused(Reason::TokenInvalid)) => {}
+                Err(error) => panic!("round {round}: {error:?}"),
+            }
+        }
+        assert_eq!(won, 1, "round {round}");
+        let used_again = crate::store::battery::redemption(round, "late", "late");
+        let issue = crate::store::battery::issuing("late");
+        for store in &stores {
+            let late = store.redeem(&used_again, at(1), &issue).await;
+            assert!(
+                matches!(late, Err(StoreError::Refused(Reason::TokenInvalid))),
+                "round {round}: {late:?}"
+            );
+        }
+    }
+    let agents = stores[1].agents(&tenant()).await.expect("listed");
+    assert_eq!(agents.len(), usize::from(ROUNDS));
+    for store in stores {
+        let report = store.verify_audit(Some(&tenant())).await.expect("readable");
+        assert_eq!(report.broken_at, None, "two writers, one unbroken chain");
+    }
+}
+
+/// F38: while another process holds the database, writes are refused by name and in bounded time, reading goes on, and
+/// all is well again when the lock goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_others_lock_refuses_writes_by_name_and_recovers() {
+    let bench = filled().await;
+    let path = bench.dir.path().join("db.sqlite");
+    let mut holder = SqliteConnection::connect_with(&options(&path))
+        .await
+        .expect("another process");
+    for sql in ["BEGIN IMMEDIATE", "INSERT INTO meta VALUES ('a', 'b')"] {
+        sqlx::query(sql).execute(&mut holder).await.expect(sql);
+    }
+    let acts = [Act::done(at(1), "admin:0", "a.b", "c")];
+    let began = std::time::Instant::now();
+    let refused = bench.store.record(Some(&tenant()), &acts).await;
+    assert!(matches!(refused, Err(StoreError::Busy)), "{refused:?}");
+    assert!(refused.expect_err("refused").is_transient());
+    assert!(began.elapsed() < BUSY + ACQUIRE, "{:?}", began.elapsed());
+    let (rules, _) = bench.store.rules(&tenant()).await.expect("readable");
+    assert_eq!(rules.len(), 200);
+    sqlx::query("ROLLBACK")
+        .execute(&mut holder)
+        .await
+        .expect("let go");
+    let recorded = bench.store.record(Some(&tenant()), &acts).await;
+    assert!(recorded.is_ok(), "{recorded:?}");
+    let report = bench.store.verify_audit(Some(&tenant())).await;
+    assert_eq!(report.expect("readable").broken_at, None);
+}

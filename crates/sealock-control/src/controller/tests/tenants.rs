@@ -1,0 +1,341 @@
+//! S11: whatever an agent writes into any field of any message, another tenant stays out of its reach and out of its
+//! sight.
+//!
+//! The fields are read from the contract itself, so a field that is added there fails here until somebody has said what
+//! a stranger could do with it.
+
+use sealock_net::node_api::proto::node_client::NodeClient as Generated;
+use tokio_rustls::TlsConnector;
+use tonic::transport::Channel;
+
+use super::*;
+use crate::store::{AuditQuery, Registration, Sharing};
+
+/// What may stand in a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    /// The name of somebody or something: it is swapped for another tenant's.
+    Name(Named),
+    /// Numbers, keys, signatures and what is only shown to people.
+    NoName,
+    /// A message whose own fields are in this list.
+    Message,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    Tenant,
+    Agent,
+    Service,
+}
+
+/// Every field of every message that a node sends.
+const FIELDS: &[(&str, &str, Holds)] = &[
+    ("EnrolRequest", "secret", Holds::NoName),
+    ("EnrolRequest", "csr", Holds::NoName),
+    ("EnrolRequest", "name", Holds::Name(Named::Agent)),
+    ("EnrolRequest", "role", Holds::NoName),
+    ("EnrolRequest", "addresses", Holds::NoName),
+    ("EnrolRequest", "own_name", Holds::Name(Named::Agent)),
+    ("RenewRequest", "csr", Holds::NoName),
+    ("Have", "tenant", Holds::Name(Named::Tenant)),
+    ("Have", "version", Holds::NoName),
+    ("WatchRequest", "have", Holds::Message),
+    ("Offer", "name", Holds::Name(Named::Service)),
+    ("Offer", "labels", Holds::NoName),
+    ("RegisterRequest", "generation", Holds::NoName),
+    ("RegisterRequest", "services", Holds::Message),
+    ("UnregisterRequest", "generation", Holds::NoName),
+    ("UnregisterRequest", "services", Holds::Name(Named::Service)),
+    ("DecisionRow", "at_ms", Holds::NoName),
+    ("DecisionRow", "tenant", Holds::Name(Named::Tenant)),
+    ("DecisionRow", "caller", Holds::Name(Named::Agent)),
+    ("DecisionRow", "service", Holds::Name(Named::Service)),
+    ("DecisionRow", "reason", Holds::NoName),
+    ("DecisionRow", "rule", Holds::NoName),
+    ("DecisionRow", "count", Holds::NoName),
+    ("ReportRequest", "decisions", Holds::Message),
+    ("ReportRequest", "addresses", Holds::NoName),
+];
+
+/// The messages of the contract that a node sends, with their fields, as its text says.
+fn contract() -> BTreeSet<(String, String)> {
+    let text = include_str!("../../../../sealock-net/proto/node.proto");
+    let sent = ["Have", "Offer", "DecisionRow"];
+    let mut open: Vec<String> = Vec::new();
+    let mut fields = BTreeSet::new();
+    for line in text.lines().map(str::trim) {
+        let code = line.split("//").next().unwrap_or_default().trim();
+        if let Some(rest) = code.strip_prefix("message ") {
+            let name = rest.trim_end_matches(['{', '}', ' ']).to_owned();
+            if code.ends_with('{') {
+                open.push(name);
+            }
+        } else if code.ends_with('{') {
+            open.push(String::new()); // an enum, a oneof, the service
+        } else if code.starts_with('}') {
+            open.pop();
+        } else if let (Some(message), Some((declared, _))) = (open.last(), code.split_once(" = "))
+            && (message.ends_with("Request") || sent.contains(&message.as_str()))
+        {
+            let field = declared.rsplit(' ').next().unwrap_or_default();
+            fields.insert((message.clone(), field.to_owned()));
+        }
+    }
+    fields
+}
+
+#[test]
+fn every_field_that_a_node_sends_is_known_to_the_tests_of_tenancy() {
+    let known: BTreeSet<_> = FIELDS
+        .iter()
+        .map(|(message, field, _)| ((*message).to_owned(), (*field).to_owned()))
+        .collect();
+    assert_eq!(known, contract());
+}
+
+/// Two tenants with the same kinds of things in them: `default`, where the attacker is, and `other`.
+struct Tenants {
+    running: Running,
+    attacker: Member,
+    other: TenantName,
+}
+
+/// The same length everywhere, so that an answer cannot differ by what was asked.
+const THEIRS: [(Named, &str); 3] = [
+    (Named::Tenant, "other"),
+    (Named::Agent, "cart1"),
+    (Named::Service, "bank1"),
+];
+const NOBODYS: [(Named, &str); 3] = [
+    (Named::Tenant, "nobdy"),
+    (Named::Agent, "nobdy"),
+    (Named::Service, "nobdy"),
+];
+
+fn of(names: &[(Named, &'static str); 3], named: Named) -> &'static str {
+    names
+        .iter()
+        .find(|(kind, _)| *kind == named)
+        .expect("each kind has a name")
+        .1
+}
+
+impl Tenants {
+    async fn start() -> Self {
+        let running = started(|_| ()).await;
+        let other: TenantName = "other".parse().expect("canonical");
+        let now = Timestamp::now();
+        let store = &running.shared().store;
+        let act = Act::done(now, "test", "tenant.add", &other);
+        assert!(store.add_tenant(&other, &[], &act).await.expect("added"));
+        let request = CreateRequest {
+            tenant: other.clone(),
+            name: Some("cart1".to_owned()),
+            ..CreateRequest::default()
+        };
+        let token = running.token(request).await;
+        running
+            .enrol(&token, "cart1", Role::Agent)
+            .await
+            .expect("joins");
+        let registration = Registration {
+            agent: AgentId {
+                tenant: other.clone(),
+                name: "cart1".parse().expect("canonical"),
+            },
+            generation: 1,
+            services: services(&["bank1"]),
+            lease_ends: now + SignedDuration::from_secs(60),
+        };
+        let never = |_: &Sharing<'_>| false;
+        let offered = store.register(&registration, now, &never).await;
+        offered.expect("offered");
+        running.shared().views.poke();
+        let attacker = running.join("web-1").await;
+        Self {
+            running,
+            attacker,
+            other,
+        }
+    }
+
+    /// All that there is of the other tenant, in words.
+    async fn theirs(&self) -> String {
+        let store = &self.running.shared().store;
+        let query = AuditQuery {
+            tenant: Some(self.other.clone()),
+            limit: 1_000,
+            before: None,
+            since: None,
+            actor: None,
+            action: None,
+        };
+        let now = Timestamp::now();
+        let view = store.view(&self.other).await.expect("readable");
+        let agents = store.agents(&self.other).await.expect("readable");
+        let services = store.services(&self.other, now).await.expect("readable");
+        let audit = store.audit(&query).await.expect("readable");
+        format!("{view:?}\n{agents:?}\n{services:?}\n{audit:?}")
+    }
+
+    /// The generated client as the attacker holds it: it can put anything into any field.
+    fn raw(&self) -> Generated<Channel> {
+        let identity = IdentityStore::new(self.attacker.svid.clone());
+        let trust = TrustStore::new(self.attacker.trust.clone());
+        let tls = TlsConnector::from(controller_client(&identity, &trust));
+        let address = self.running.handle.listen();
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let tls = tls.clone();
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                let name = sealock_net::tls::unused_server_name();
+                let stream = tls.connect(name, stream).await?;
+                std::io::Result::Ok(hyper_util::rt::TokioIo::new(stream))
+            }
+        });
+        let endpoint = tonic::transport::Endpoint::from_static("http://sealock");
+        Generated::new(endpoint.connect_with_connector_lazy(connector))
+    }
+
+    /// Sends one message with `name` in one of its fields; what came back, in words.
+    async fn send(&self, message: &str, field: &str, name: &str) -> String {
+        let mut raw = self.raw();
+        let name = name.to_owned();
+        match (message, field) {
+            ("EnrolRequest", _) => {
+                // A token of the own tenant that is bound to no name.
+                let token = self.running.token(CreateRequest::default()).await;
+                let key = KeyPair::generate().expect("randomness");
+                let request = proto::EnrolRequest {
+                    secret: token.secret.expose().to_vec(),
+                    csr: key.request_der().expect("signed"),
+                    name: (field == "name").then(|| name.clone()).unwrap_or_default(),
+                    own_name: (field == "own_name").then_some(name).unwrap_or_default(),
+                    role: proto::Role::Agent.into(),
+                    addresses: Vec::new(),
+                };
+                words(
+                    raw.enrol(request)
+                        .await
+                        .map(|answer| answer.into_inner().id),
+                )
+            }
+            ("Have", "tenant") => {
+                let have = proto::watch_request::Have {
+                    tenant: name,
+                    version: 1,
+                };
+                let request = proto::WatchRequest { have: vec![have] };
+                let mut events = raw.watch(request).await.expect("served").into_inner();
+                // The own view comes whatever was asked for; how often it changes just now says nothing.
+                let mut heard = BTreeSet::new();
+                while let Ok(event) = timeout(QUIET, events.message()).await {
+                    let event = event.expect("an event").and_then(|event| event.event);
+                    heard.insert(head_of(event.expect("some event")));
+                }
+                format!("{heard:?}")
+            }
+            ("Offer", "name") => {
+                let offer = proto::Offer {
+                    name,
+                    labels: Default::default(),
+                };
+                let request = proto::RegisterRequest {
+                    generation: 1,
+                    services: vec![offer],
+                };
+                words(
+                    raw.register(request)
+                        .await
+                        .map(|answer| answer.into_inner()),
+                )
+            }
+            ("UnregisterRequest", "services") => {
+                let request = proto::UnregisterRequest {
+                    generation: 1,
+                    services: vec![name],
+                };
+                words(
+                    raw.unregister(request)
+                        .await
+                        .map(|answer| answer.into_inner()),
+                )
+            }
+            ("DecisionRow", _) => {
+                let own = |wanted: &str, own: &str| {
+                    if field == wanted {
+                        name.clone()
+                    } else {
+                        own.to_owned()
+                    }
+                };
+                let row = proto::DecisionRow {
+                    at_ms: 0,
+                    tenant: own("tenant", "default"),
+                    caller: own("caller", "web-1"),
+                    service: own("service", "web"),
+                    reason: Reason::PolicyDenied.number(),
+                    rule: String::new(),
+                    count: 1,
+                };
+                let request = proto::ReportRequest {
+                    decisions: vec![row],
+                    addresses: Vec::new(),
+                };
+                words(raw.report(request).await.map(|answer| answer.into_inner()))
+            }
+            (message, field) => panic!("no attack is written for {message}.{field}"),
+        }
+    }
+}
+
+/// The tenant whose view an event brings; nothing for what concerns every tenant.
+fn head_of(event: proto::watch_event::Event) -> Option<String> {
+    use proto::watch_event::Event;
+    let head = match event {
+        Event::Full(full) => full.head,
+        Event::Delta(delta) => delta.head,
+        Event::Trust(_) => return None,
+    };
+    let head: serde_json::Value =
+        serde_json::from_slice(&head.expect("a head").head).expect("JSON");
+    Some(head["tenant"].as_str().expect("a name").to_owned())
+}
+
+/// A watch that says nothing for so long has said all.
+const QUIET: Duration = Duration::from_millis(150);
+
+/// An answer without the name that was asked for, which an answer may repeat.
+fn words<T: std::fmt::Debug>(answer: Result<T, tonic::Status>) -> String {
+    let text = match answer {
+        Ok(answer) => format!("{answer:?}"),
+        Err(status) => format!("{:?} {}", status.code(), status.message()),
+    };
+    let mut text = text;
+    for (_, name) in THEIRS.iter().chain(&NOBODYS) {
+        text = text.replace(name, "NAME");
+    }
+    text
+}
+
+/// S11: neither changed nor seen nor told from what does not exist.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_of_another_tenant_in_any_field_is_a_name_of_nobody() {
+    let tenants = Tenants::start().await;
+    let before = tenants.theirs().await;
+    let mut attacks = 0;
+    for (message, field, holds) in FIELDS {
+        let Holds::Name(named) = holds else { continue };
+        let nobodys = tenants.send(message, field, of(&NOBODYS, *named)).await;
+        let theirs = tenants.send(message, field, of(&THEIRS, *named)).await;
+        assert_eq!(theirs, nobodys, "{message}.{field} tells them apart");
+        assert_eq!(
+            tenants.theirs().await,
+            before,
+            "{message}.{field} changed them"
+        );
+        attacks += 1;
+    }
+    assert_eq!(attacks, 8);
+}
