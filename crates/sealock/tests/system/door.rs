@@ -12,7 +12,7 @@ use sealock_net::identity::testing::{Leaf, TestCa};
 use sealock_net::message;
 use sealock_net::task::Scope;
 use sealock_net::tls::alpn;
-use sealock_net::transport::{ConnectError, Lost};
+use sealock_net::transport::{BiStream, ConnectError, Lost};
 use sealock_proto::wire::{Message, Services, SessionKind, Welcome};
 use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -175,7 +175,61 @@ async fn nobody_gets_a_session_without_an_agents_valid_certificate() -> Result<(
     honest.undisturbed().await
 }
 
-// S11: an agent of another tenant may come in, and finds nothing there, neither forbidden nor existing.
+/// Everything that an agent may say with a name in it, with this one.
+fn with_name(service: &str) -> Result<Vec<Message>> {
+    let services = Services {
+        sequence: 1,
+        names: vec![service.parse()?],
+    };
+    Ok(vec![
+        Message::Register(services.clone()),
+        Message::Withdraw(services),
+        open(service)?,
+    ])
+}
+
+/// Whether an agent says this with a name in it: a new message has to be put on one of the two sides.
+fn is_with_name(message: &Message) -> bool {
+    match message {
+        Message::Register(_) | Message::Withdraw(_) | Message::Open(_) => true,
+        Message::Hello(_)
+        | Message::Welcome(_)
+        | Message::Registered(_)
+        | Message::Drain
+        | Message::Bye(_)
+        | Message::Incoming(_)
+        | Message::Opened(_)
+        | Message::Refused(_)
+        | Message::Controller => false,
+    }
+}
+
+/// What the relay answers to a message, with the name taken out that the answer repeats.
+async fn answer_to(raw: &Raw, control: &mut BiStream, message: &Message) -> Result<Message> {
+    let mut leg;
+    let stream = match message {
+        Message::Open(_) => {
+            leg = raw.connection.open_bi().await?;
+            &mut leg
+        }
+        _ => control,
+    };
+    stream.send.write(message.encode()).await?;
+    let answer = message::read(&mut stream.recv).await?;
+    Ok(match answer {
+        Message::Registered(services) => Message::Registered(Services {
+            names: services
+                .names
+                .iter()
+                .map(|_| "name".parse())
+                .collect::<Result<_, _>>()?,
+            ..services
+        }),
+        other => other,
+    })
+}
+
+// S11: an agent of another tenant may come in, and finds nothing there, neither forbidden nor existing, whatever it says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_tenants_agent_cannot_tell_our_services_from_none() -> Result<()> {
     let mut honest = Honest::start().await?;
@@ -184,11 +238,61 @@ async fn another_tenants_agent_cannot_tell_our_services_from_none() -> Result<()
         .world
         .connect_with(&identity, honest.relay.listen)
         .await?;
-    let _control = raw.greet(SessionKind::Full, [1; 16]).await?;
-    let (ours, _leg) = raw.open("echo").await?;
-    let (none, _leg) = raw.open("nothing-of-this-name").await?;
-    assert_eq!(ours, Message::Refused(Reason::NoPolicy));
-    assert_eq!(ours, none);
+    let mut control = raw.greet(SessionKind::Full, [1; 16]).await?;
+    // Names of one length, so that not even an answer's size could differ.
+    for (ours, nobodys) in with_name("echo")?.iter().zip(&with_name("nil0")?) {
+        assert!(is_with_name(ours), "{ours:?}");
+        let to_ours = answer_to(&raw, &mut control, ours).await?;
+        let to_nobodys = answer_to(&raw, &mut control, nobodys).await?;
+        assert_eq!(to_ours, to_nobodys, "{ours:?}");
+    }
+    let (refused, _leg) = raw.open("echo").await?;
+    assert_eq!(refused, Message::Refused(Reason::NoPolicy));
+    honest.undisturbed().await
+}
+
+// F43: a first message with any one byte altered, or cut anywhere, costs its sender a connection at most, and no time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_message_that_is_altered_or_cut_anywhere_is_answered_in_time() -> Result<()> {
+    let mut honest = Honest::start().await?;
+    let good = hello(SessionKind::CallerOnly, [7; 16]).encode();
+    let altered = (0..good.len()).map(|at| {
+        let mut bytes = good.to_vec();
+        bytes[at] ^= 0xff;
+        (format!("altered at {at}"), bytes)
+    });
+    let cut = (0..good.len()).map(|at| (format!("cut at {at}"), good[..at].to_vec()));
+    for (what, bytes) in altered.chain(cut) {
+        let raw = honest
+            .world
+            .connect_as("mallory", honest.relay.listen)
+            .await?;
+        let mut control = raw.connection.open_bi().await?;
+        if !bytes.is_empty() {
+            control.send.write(bytes.into()).await?;
+        }
+        control.send.finish()?;
+        // Some bytes may be anything: the instance, the program's version. Then there is a welcome, and an end like any.
+        let answer = async {
+            match message::read(&mut control.recv).await {
+                Ok(Message::Welcome(_)) => Ok(()),
+                Ok(other) => anyhow::bail!("{what}: {other:?}"),
+                Err(_) => {
+                    let reason = raw.connection.closed().await;
+                    let named = [
+                        Lost::ByPeer(Reason::ProtocolViolation),
+                        Lost::ByPeer(Reason::VersionUnsupported),
+                        Lost::ByPeer(Reason::Truncated),
+                    ];
+                    ensure!(named.contains(&reason), "{what}: {reason:?}");
+                    Ok(())
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .with_context(|| format!("{what}: no answer"))??;
+    }
     honest.undisturbed().await
 }
 

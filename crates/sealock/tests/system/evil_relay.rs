@@ -40,6 +40,8 @@ enum Trick {
     CallIt(&'static str),
     /// Gives each of two flows what belongs to the other.
     Swap(Arc<Mutex<Option<Pair>>>),
+    /// Takes the leg and says nothing on it, ever.
+    Hold(Arc<Mutex<Vec<BiStream>>>),
 }
 
 type Pair = (BiStream, BiStream);
@@ -90,7 +92,11 @@ impl EvilRelay {
                 let trust = world.ca.trust_store();
                 Some(EndToEnd::new(identity.clone(), trust, tasks.spawner()))
             }
-            Trick::Alter(_) | Trick::GiveTo(_) | Trick::CallIt(_) | Trick::Swap(_) => None,
+            Trick::Alter(_)
+            | Trick::GiveTo(_)
+            | Trick::CallIt(_)
+            | Trick::Swap(_)
+            | Trick::Hold(_) => None,
         };
         let inner = Inner {
             trick,
@@ -159,14 +165,17 @@ impl Inner {
             reader.read().await?;
             return Ok(());
         }
-        let to = match &self.trick {
-            Trick::GiveTo(other) => other,
-            Trick::Alter(_) | Trick::Answer(_) | Trick::CallIt(_) | Trick::Swap(_) => "provider",
-        };
-        let called = match &self.trick {
-            Trick::CallIt(other) => other,
-            Trick::Alter(_) | Trick::Answer(_) | Trick::GiveTo(_) | Trick::Swap(_) => caller,
-        };
+        if let Trick::Hold(held) = &self.trick {
+            held.lock().push(near);
+            return Ok(());
+        }
+        let (mut to, mut called) = ("provider", caller);
+        if let Trick::GiveTo(other) = &self.trick {
+            to = other;
+        }
+        if let Trick::CallIt(other) = &self.trick {
+            called = other;
+        }
         let provider = self.agents.lock().get(to).cloned().context("connected")?;
         let mut far = provider.open_bi().await?;
         let incoming = Message::Incoming(Incoming {
@@ -190,7 +199,7 @@ impl Inner {
                 }
             }
             Trick::Alter(alteration) => self.splice(near, far, *alteration),
-            Trick::GiveTo(_) | Trick::Answer(_) | Trick::CallIt(_) => {
+            Trick::GiveTo(_) | Trick::Answer(_) | Trick::CallIt(_) | Trick::Hold(_) => {
                 self.splice(near, far, Alteration::Nothing);
             }
         }
@@ -630,6 +639,23 @@ async fn an_open_that_nobody_answers_leaves_nothing_behind() -> Result<()> {
     }
     until("the streams are forgotten", Duration::from_secs(2), || {
         tasks.is_empty()
+    })
+    .await
+}
+
+// Lesson 11: an open that a relay takes and never answers ends by itself, with a reason, and takes nothing along.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_that_is_taken_and_never_answered_ends_as_open_timeout() -> Result<()> {
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let scene = Scene::start(Trick::Hold(Arc::clone(&held))).await?;
+    let caller = &scene.agents[0];
+    let began = std::time::Instant::now();
+    assert_eq!(caller.stdio("echo".parse()?).await, Reason::OpenTimeout);
+    assert!(began.elapsed() < Duration::from_secs(20), "bounded"); // 15 s at most, and a slow machine
+    assert_eq!(held.lock().len(), 1, "the relay was asked once");
+    assert_eq!(*scene.reached.lock(), 0, "and nobody else was");
+    until("the flow is forgotten", Duration::from_secs(2), || {
+        caller.load().0 == 0
     })
     .await
 }
