@@ -9,7 +9,7 @@ use sealock_core::api::local::{
 };
 use sealock_core::api::{ApiError, Method};
 use sealock_core::reason::Reason;
-use sealock_net::session::State;
+use sealock_net::session::{SessionStatus, State};
 use sealock_net::task::Scope;
 use sealock_net::unix::{self, PrivateListener, Routes};
 use tokio::sync::watch;
@@ -57,7 +57,12 @@ fn state_of(parts: &Parts) -> StatusResponse {
         identity: parts.id.clone(),
         certificate_expires: expires,
         started: parts.started,
-        sessions: vec![session_row(parts)],
+        sessions: parts
+            .sessions
+            .statuses()
+            .into_iter()
+            .map(session_row)
+            .collect(),
         policy: view.map(|view| PolicyState {
             version: view.head.version,
             confirmed: view.head.issued_at,
@@ -73,8 +78,7 @@ fn state_of(parts: &Parts) -> StatusResponse {
     }
 }
 
-fn session_row(parts: &Parts) -> SessionRow {
-    let status = parts.sessions.status();
+fn session_row(status: SessionStatus) -> SessionRow {
     let (up, reason, rtt) = match &status.state {
         State::Up(session) => (true, None, session.rtt()),
         State::Connecting { last } => (false, *last, None),

@@ -88,6 +88,17 @@ impl Dialer {
         }
         Err(last)
     }
+
+    /// Waits until there is a better way to a relay than the connection that there is, and connects by it. The session
+    /// then moves to that connection by itself: see the cause «a better way» in `session::keep`.
+    ///
+    /// There is one way only, so none is ever better.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the attempt up.
+    pub async fn better(&self, _relay: &HostPort, _than: &Connection) -> Connection {
+        std::future::pending().await
+    }
 }
 
 async fn addresses(relay: &HostPort) -> Vec<SocketAddr> {
