@@ -5,6 +5,7 @@
 //! `Reason`. Deliberately absent: who may connect (`tls`, and [`admission`] before that) and reconnecting.
 
 pub mod admission;
+mod carrier;
 mod keys;
 mod quic;
 
@@ -16,8 +17,9 @@ use sealock_core::reason::Reason;
 use crate::identity::LeafError;
 use crate::tls::verify::VerifyError;
 
+pub use carrier::{BiStream, Connection, RecvHalf, SendHalf, StreamIo};
 pub use keys::{KeysError, TransportKeys};
-pub use quic::{BiStream, Connection, Endpoint, Incoming, RecvHalf, SendHalf, StreamIo};
+pub use quic::{Endpoint, Incoming};
 
 /// What a node may choose about its connections.
 #[derive(Debug, Clone, Copy)]

@@ -25,7 +25,8 @@ use crate::tls::verify::VerifyError;
 use crate::tls::{UNUSED_NAME, peer_identity};
 
 use places::{Places, STREAMS_AT_FIRST};
-pub use stream::{BiStream, RecvHalf, SendHalf, StreamIo};
+use stream::halves;
+pub(crate) use stream::{RecvHalf, SendHalf};
 
 // More than ~1 000 gaps in one stream end the whole connection, and 2 MiB are ~1 700 packets: the most that is safe.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
@@ -168,7 +169,7 @@ impl Endpoint {
         address: SocketAddr,
         tls: Arc<rustls::ClientConfig>,
         deadline: Instant,
-    ) -> Result<Connection, ConnectError> {
+    ) -> Result<super::Connection, ConnectError> {
         let crypto = QuicClientConfig::try_from(tls).map_err(|_| ConnectError::Endpoint)?;
         let mut config = noq::ClientConfig::new(Arc::new(crypto));
         config
@@ -280,7 +281,7 @@ impl Incoming {
     ///
     /// # Cancel safety
     /// Dropping the future gives the connection up.
-    pub async fn handshake(self, deadline: Instant) -> Result<Connection, ConnectError> {
+    pub async fn handshake(self, deadline: Instant) -> Result<super::Connection, ConnectError> {
         let sizes = packet_sizes(self.inner.remote_address());
         let connecting = match (self.server, sizes) {
             (Some(mut server), Some(sizes)) => {
@@ -303,7 +304,7 @@ async fn finish(
     handshake: impl Future<Output = Result<noq::Connection, ConnectionError>>,
     settings: Settings,
     deadline: Instant,
-) -> Result<Connection, ConnectError> {
+) -> Result<super::Connection, ConnectError> {
     let connection = tokio::time::timeout_at(deadline, handshake)
         .await
         .map_err(|_| ConnectError::Timeout)?
@@ -318,11 +319,11 @@ async fn finish(
         .and_then(|data| data.downcast::<HandshakeData>().ok())
         .and_then(|data| data.protocol);
     let facts = Arc::new(Facts { peer, alpn });
-    Ok(Connection {
+    Ok(super::Connection::quic(Connection {
         places: Places::new(&settings),
         inner: connection,
         facts,
-    })
+    }))
 }
 
 fn connect_error(error: &noq::ConnectError, address: SocketAddr) -> ConnectError {
@@ -387,7 +388,7 @@ struct Facts {
 /// A connection whose both ends are known; clones are the same connection, and it closes when the last one and all of
 /// its streams are dropped.
 #[derive(Debug, Clone)]
-pub struct Connection {
+pub(crate) struct Connection {
     inner: noq::Connection,
     facts: Arc<Facts>,
     places: Arc<Places>,
@@ -396,13 +397,13 @@ pub struct Connection {
 impl Connection {
     /// Who the other side proved to be; nobody if it came without a certificate.
     #[must_use]
-    pub fn peer(&self) -> Option<&PeerIdentity> {
+    pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
         self.facts.peer.as_ref()
     }
 
     /// The protocol that the handshake agreed on.
     #[must_use]
-    pub fn alpn(&self) -> Option<&[u8]> {
+    pub(crate) fn alpn(&self) -> Option<&[u8]> {
         self.facts.alpn.as_deref()
     }
 
@@ -415,9 +416,9 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn open_bi(&self) -> Result<BiStream, Lost> {
+    pub(crate) async fn open_bi(&self) -> Result<(SendHalf, RecvHalf), Lost> {
         let (send, recv) = self.inner.open_bi().await.map_err(|error| lost(&error))?;
-        Ok(BiStream::new(send, recv, None))
+        Ok(halves(send, recv, None))
     }
 
     /// Waits for a stream that the other side opens.
@@ -427,23 +428,23 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn accept_bi(&self) -> Result<BiStream, Lost> {
+    pub(crate) async fn accept_bi(&self) -> Result<(SendHalf, RecvHalf), Lost> {
         let (send, recv) = self.inner.accept_bi().await.map_err(|error| lost(&error))?;
         let (place, more) = self.places.take();
         if let Some(more) = more {
             self.inner.set_max_concurrent_bi_streams(more.into());
         }
-        Ok(BiStream::new(send, recv, Some(Arc::new(place))))
+        Ok(halves(send, recv, Some(Arc::new(place))))
     }
 
     /// Lets the other side have this many streams open at once; fewer than before takes effect as streams end.
-    pub fn allow_streams(&self, streams: u32) {
+    pub(crate) fn allow_streams(&self, streams: u32) {
         self.places.allow(streams);
         self.inner.set_max_concurrent_bi_streams(streams.into());
     }
 
     /// Ends the connection and every stream in it; one that has ended already keeps its cause.
-    pub fn close(&self, reason: Reason) {
+    pub(crate) fn close(&self, reason: Reason) {
         // The library would tell streams that have not looked yet that this side closed them.
         if self.inner.close_reason().is_none() {
             self.inner.close(reason.number().into(), b"");
@@ -454,38 +455,38 @@ impl Connection {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn closed(&self) -> Lost {
+    pub(crate) async fn closed(&self) -> Lost {
         lost(&self.inner.closed().await)
     }
 
     /// How the connection ended, if it has.
     #[must_use]
-    pub fn close_reason(&self) -> Option<Lost> {
+    pub(crate) fn close_reason(&self) -> Option<Lost> {
         self.inner.close_reason().as_ref().map(lost)
     }
 
     /// The round-trip time as QUIC sees it.
     #[must_use]
-    pub fn rtt(&self) -> Option<Duration> {
+    pub(crate) fn rtt(&self) -> Option<Duration> {
         self.inner.rtt(PathId::ZERO)
     }
 
     /// The largest packets that reach the other side, as far as is known.
     #[must_use]
-    pub fn packet_size(&self) -> Option<u16> {
+    pub(crate) fn packet_size(&self) -> Option<u16> {
         Some(self.inner.path(PathId::ZERO)?.stats().current_mtu)
     }
 
     /// Where the other side is; it may move.
     #[must_use]
-    pub fn remote_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn remote_address(&self) -> Option<SocketAddr> {
         let path = self.inner.path(PathId::ZERO)?;
         path.remote_address().ok().map(canonical)
     }
 
     /// A number that tells this connection from the others of the process.
     #[must_use]
-    pub fn id(&self) -> usize {
+    pub(crate) fn id(&self) -> usize {
         self.inner.stable_id()
     }
 }

@@ -1,6 +1,5 @@
-//! The two halves of a stream, and both of them as one reader and writer.
+//! The two halves of a stream.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -8,59 +7,36 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use sealock_core::reason::Reason;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 
 use super::lost;
 use super::places::Place;
 use crate::transport::{Lost, ReadError, WriteError};
 
-/// A stream with both of its halves.
-#[derive(Debug)]
-pub struct BiStream {
-    /// Towards the other side.
-    pub send: SendHalf,
-    /// From the other side.
-    pub recv: RecvHalf,
-}
-
-impl BiStream {
-    pub(super) fn new(
-        send: noq::SendStream,
-        recv: noq::RecvStream,
-        place: Option<Arc<Place>>,
-    ) -> Self {
-        Self {
-            send: SendHalf {
-                inner: send,
-                ended: false,
-                _place: place.clone(),
-            },
-            recv: RecvHalf {
-                inner: recv,
-                ended: false,
-                surplus: Bytes::new(),
-                failed: None,
-                _place: place,
-            },
-        }
-    }
-
-    /// The stream as one reader and writer, for libraries that want that.
-    #[must_use]
-    pub fn into_io(self) -> StreamIo {
-        StreamIo(self)
-    }
-
-    /// Gives both directions up.
-    pub fn reset(mut self, reason: Reason) {
-        self.send.reset(reason);
-        self.recv.stop(reason);
-    }
+/// The halves of a stream.
+pub(super) fn halves(
+    send: noq::SendStream,
+    recv: noq::RecvStream,
+    place: Option<Arc<Place>>,
+) -> (SendHalf, RecvHalf) {
+    let send = SendHalf {
+        inner: send,
+        ended: false,
+        _place: place.clone(),
+    };
+    let recv = RecvHalf {
+        inner: recv,
+        ended: false,
+        surplus: Bytes::new(),
+        failed: None,
+        _place: place,
+    };
+    (send, recv)
 }
 
 /// The half towards the other side. Dropped before [`Self::finish`] it resets, so a lost task is never a clean end.
 #[derive(Debug)]
-pub struct SendHalf {
+pub(crate) struct SendHalf {
     inner: noq::SendStream,
     ended: bool,
     /// Of a stream that the other side opened: free when both halves are gone.
@@ -75,7 +51,7 @@ impl SendHalf {
     ///
     /// # Cancel safety
     /// A part may have been written; only a reset is sensible then.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), WriteError> {
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), WriteError> {
         self.inner.write_chunk(bytes).await.map_err(write_error)
     }
 
@@ -86,7 +62,10 @@ impl SendHalf {
     ///
     /// # Cancel safety
     /// What has been written is cut off the front of the chunks, so the same call can be made again.
-    pub async fn write_all_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), WriteError> {
+    pub(crate) async fn write_all_chunks(
+        &mut self,
+        chunks: &mut [Bytes],
+    ) -> Result<(), WriteError> {
         let written = self.inner.write_all_chunks(chunks).await;
         written.map_err(write_error)
     }
@@ -95,13 +74,13 @@ impl SendHalf {
     ///
     /// # Errors
     /// When the other side stopped the stream, or it has ended already.
-    pub fn finish(&mut self) -> Result<(), WriteError> {
+    pub(crate) fn finish(&mut self) -> Result<(), WriteError> {
         self.ended = true;
         self.inner.finish().map_err(|_| WriteError::Finished)
     }
 
     /// Gives this direction up; what was written may be lost.
-    pub fn reset(&mut self, reason: Reason) {
+    pub(crate) fn reset(&mut self, reason: Reason) {
         self.ended = true;
         // An error says that the stream has ended already, which is all that is wanted.
         self.inner.reset(reason.number().into()).ok();
@@ -114,7 +93,7 @@ impl SendHalf {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn stopped(&self) -> Result<Option<Reason>, Lost> {
+    pub(crate) async fn stopped(&self) -> Result<Option<Reason>, Lost> {
         match self.inner.stopped().await {
             Ok(code) => Ok(code.map(given_up)),
             Err(noq::StoppedError::ConnectionLost(error)) => Err(lost(&error)),
@@ -124,8 +103,18 @@ impl SendHalf {
 
     /// The stream's number in its connection.
     #[must_use]
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.inner.id().into()
+    }
+
+    pub(crate) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize, WriteError>> {
+        Pin::new(&mut self.inner)
+            .poll_write(cx, bytes)
+            .map_err(write_error)
     }
 }
 
@@ -140,7 +129,7 @@ impl Drop for SendHalf {
 
 /// The half from the other side. Dropped before its end it tells the other side to stop.
 #[derive(Debug)]
-pub struct RecvHalf {
+pub(crate) struct RecvHalf {
     inner: noq::RecvStream,
     ended: bool,
     /// What was taken from the library beyond what was asked for.
@@ -166,7 +155,7 @@ impl RecvHalf {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, ReadError> {
+    pub(crate) async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, ReadError> {
         if !self.surplus.is_empty() {
             let length = max.min(self.surplus.len());
             return Ok(Some(self.surplus.split_to(length)));
@@ -215,7 +204,7 @@ impl RecvHalf {
     }
 
     /// Tells the other side that we want no more.
-    pub fn stop(&mut self, reason: Reason) {
+    pub(crate) fn stop(&mut self, reason: Reason) {
         self.ended = true;
         // An error says that the stream has ended already, which is all that is wanted.
         self.inner.stop(reason.number().into()).ok();
@@ -228,7 +217,7 @@ impl RecvHalf {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn reset_received(&mut self) -> Result<Option<Reason>, Lost> {
+    pub(crate) async fn reset_received(&mut self) -> Result<Option<Reason>, Lost> {
         match self.inner.received_reset().await {
             Ok(code) => Ok(code.map(given_up)),
             Err(noq::ResetError::ConnectionLost(error)) => Err(lost(&error)),
@@ -238,8 +227,34 @@ impl RecvHalf {
 
     /// The stream's number in its connection.
     #[must_use]
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.inner.id().into()
+    }
+
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<(), ReadError>> {
+        if !self.surplus.is_empty() {
+            let length = buffer.remaining().min(self.surplus.len());
+            buffer.put_slice(&self.surplus.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(error) = &self.failed {
+            return Poll::Ready(Err(error.clone()));
+        }
+        match ready!(self.inner.poll_read(cx, buffer.initialize_unfilled())) {
+            Ok(length) => {
+                self.ended |= length == 0 && buffer.remaining() > 0;
+                buffer.advance(length);
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => {
+                self.ended = true;
+                Poll::Ready(Err(read_error(error)))
+            }
+        }
     }
 }
 
@@ -273,71 +288,5 @@ fn write_error(error: noq::WriteError) -> WriteError {
         noq::WriteError::Stopped(code) => WriteError::Stopped(given_up(code)),
         noq::WriteError::ConnectionLost(error) => WriteError::Lost(lost(&error)),
         noq::WriteError::ClosedStream | noq::WriteError::ZeroRttRejected => WriteError::Finished,
-    }
-}
-
-/// A stream as one reader and writer; errors carry their [`Reason`], see `Reason::carried_by`.
-///
-/// Shutting down finishes our direction; dropping it before that resets.
-#[derive(Debug)]
-pub struct StreamIo(BiStream);
-
-impl StreamIo {
-    /// The two halves again.
-    #[must_use]
-    pub fn into_stream(self) -> BiStream {
-        self.0
-    }
-}
-
-impl AsyncRead for StreamIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let recv = &mut self.0.recv;
-        if !recv.surplus.is_empty() {
-            let length = buffer.remaining().min(recv.surplus.len());
-            buffer.put_slice(&recv.surplus.split_to(length));
-            return Poll::Ready(Ok(()));
-        }
-        if let Some(error) = &recv.failed {
-            return Poll::Ready(Err(error.clone().into()));
-        }
-        let read = ready!(recv.inner.poll_read(cx, buffer.initialize_unfilled()));
-        match read {
-            Ok(length) => {
-                recv.ended |= length == 0 && buffer.remaining() > 0;
-                buffer.advance(length);
-                Poll::Ready(Ok(()))
-            }
-            Err(error) => {
-                recv.ended = true;
-                Poll::Ready(Err(read_error(error).into()))
-            }
-        }
-    }
-}
-
-impl AsyncWrite for StreamIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.0.send.inner).poll_write(cx, bytes));
-        Poll::Ready(written.map_err(|error| write_error(error).into()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(())) // what was written is on its way by itself
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.0.send.ended {
-            return Poll::Ready(Ok(()));
-        }
-        Poll::Ready(self.0.send.finish().map_err(Into::into))
     }
 }
