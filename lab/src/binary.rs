@@ -39,13 +39,22 @@ fn locate() -> Result<PathBuf> {
     build()
 }
 
-fn build() -> Result<PathBuf> {
+/// Where cargo puts the programs of the profile that the running test was built in.
+///
+/// # Errors
+///
+/// Fails when the test does not lie where cargo puts tests.
+pub(crate) fn profile_directory() -> Result<PathBuf> {
     let test = std::env::current_exe().context("finding the test program")?;
     // target/<profile>/deps/<test>
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .context("the test lies in cargo's target directory")?;
+    let profile = test.ancestors().nth(2);
+    Ok(profile
+        .context("the test lies in cargo's target directory")?
+        .to_owned())
+}
+
+fn build() -> Result<PathBuf> {
+    let profile = profile_directory()?;
     let target = profile
         .parent()
         .context("a profile lies in the target directory")?;

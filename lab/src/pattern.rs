@@ -85,8 +85,8 @@ impl Pattern {
     }
 
     fn block(self, number: u64) -> [u8; BLOCK] {
-        let mut seed = self.key ^ number.wrapping_mul(0xd134_2543_de82_ef95);
-        let mut generator = Xoshiro([0; 4].map(|_: u64| split_mix(&mut seed)));
+        let seed = self.key ^ number.wrapping_mul(0xd134_2543_de82_ef95);
+        let mut generator = Xoshiro::seeded(seed);
         let mut block = [0; BLOCK];
         for word in block.chunks_exact_mut(8) {
             word.copy_from_slice(&generator.next().to_le_bytes());
@@ -100,10 +100,17 @@ fn within_block(offset: u64) -> usize {
 }
 
 /// xoshiro256**, by Blackman and Vigna.
-struct Xoshiro([u64; 4]);
+#[derive(Debug, Clone)]
+pub(crate) struct Xoshiro([u64; 4]);
 
 impl Xoshiro {
-    fn next(&mut self) -> u64 {
+    /// The generator whose numbers all follow from a seed.
+    pub(crate) fn seeded(mut seed: u64) -> Self {
+        Self([0; 4].map(|_: u64| split_mix(&mut seed)))
+    }
+
+    /// The next number.
+    pub(crate) fn next(&mut self) -> u64 {
         let state = &mut self.0;
         let result = state[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let shifted = state[1] << 17;
@@ -117,7 +124,7 @@ impl Xoshiro {
     }
 }
 
-fn split_mix(state: &mut u64) -> u64 {
+pub(crate) fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut word = *state;
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -20,6 +20,11 @@ use crate::{
     wait,
 };
 
+/// Names the seed of a scene, to repeat one that failed or to try another.
+pub const SEED_VARIABLE: &str = "SEALOCK_LAB_SEED";
+// A change is judged by the same chance as the one before it.
+const SEED: u64 = 1;
+
 /// What addresses the hosts of a topology have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -49,6 +54,7 @@ pub struct Topology {
     family: Family,
     namespaces: Vec<Namespace>,
     networks: AtomicU8,
+    seed: u64,
 }
 
 /// A network that hosts can join, and where faults happen.
@@ -111,6 +117,18 @@ pub fn scene(family: Family, test: impl FnOnce(&mut Topology) -> Result<()>) {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the lab's own configuration, read at this one place"
+)]
+fn seed() -> Result<u64> {
+    let Ok(text) = std::env::var(SEED_VARIABLE) else {
+        return Ok(SEED);
+    };
+    text.parse()
+        .with_context(|| format!("{SEED_VARIABLE}={text} is no number"))
+}
+
 impl Topology {
     /// An empty network.
     ///
@@ -133,6 +151,7 @@ impl Topology {
             family,
             namespaces: Vec::new(),
             networks: AtomicU8::new(0),
+            seed: seed()?,
         })
     }
 
@@ -140,6 +159,12 @@ impl Topology {
     #[must_use]
     pub fn family(&self) -> Family {
         self.family
+    }
+
+    /// What the chance in this scene follows from: `SEALOCK_LAB_SEED`, or always the same.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// A directory for logs, captures and state; removed after a test that succeeds.
@@ -213,6 +238,14 @@ impl Topology {
             "netns",
             bridge.namespace.name(),
         ])?;
+        self.plug(namespace, bridge, host)
+    }
+
+    /// Sets up both ends of a cable that is there, whatever it is made of: the host's, named like the network, and
+    /// the network's, named like the host.
+    pub(crate) fn plug(&self, namespace: &Namespace, bridge: &Bridge, host: u8) -> Result<()> {
+        let device = bridge.namespace.short();
+        let port = namespace.short();
         bridge
             .namespace
             .ip(&["link", "set", port, "master", "br0", "up"])?;
@@ -343,7 +376,12 @@ impl Topology {
     }
 
     fn explain(&self) {
-        let mut text = format!("lab: failed; logs are in {}\n", self.directory.display());
+        let mut text = format!(
+            "lab: failed; logs are in {}\nlab: the seed was {}: {SEED_VARIABLE}={} repeats it\n",
+            self.directory.display(),
+            self.seed,
+            self.seed
+        );
         let mut logs: Vec<PathBuf> = fs::read_dir(&self.directory)
             .map(|entries| {
                 entries

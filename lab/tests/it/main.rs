@@ -14,3 +14,4 @@ mod servers;
 mod three_machines;
 mod topology;
 mod traffic;
+mod wire;
