@@ -6,6 +6,7 @@ use sealock_core::address::Target;
 use sealock_core::fact::Facts;
 use sealock_core::policy::RuleId;
 use sealock_core::reason::Reason;
+use sealock_flow::arrival::LegHead;
 use sealock_flow::outlet::Way;
 use sealock_flow::outlet::session::ServiceOutlet;
 use sealock_flow::rule::{self, Judge};
@@ -25,7 +26,7 @@ impl Judge for CallerJudge {
         rule::by_view(&self.views, facts)
     }
 
-    fn plan(&self, _facts: &Facts) -> Result<Vec<Way>, Reason> {
+    fn plan(&self, _facts: &Facts, _leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
         Ok(vec![Way::Service(Arc::clone(&self.outlet))])
     }
 }
@@ -47,7 +48,7 @@ impl Judge for ProviderJudge {
         }
     }
 
-    fn plan(&self, facts: &Facts) -> Result<Vec<Way>, Reason> {
+    fn plan(&self, facts: &Facts, _leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
         let target = self
             .offers
             .target(&facts.service.value)

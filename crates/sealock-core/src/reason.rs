@@ -146,6 +146,8 @@ reasons! {
         "a newer session of the same agent took over" "two machines use one identity: join the second with a token of its own";
     0x36 ResumeExpired "RESUME_EXPIRED" Us Failed true
         "the stream could not be taken up again in time" "";
+    0x37 AttachRefused "ATTACH_REFUSED" Near Refused false
+        "the proof for taking the stream up again is wrong or used up" "";
     0x40 Overloaded "OVERLOADED" Us Failed true
         "a limit of this node was reached" "try again later, or raise the limit it names in its log";
     0x41 QuotaExceeded "QUOTA_EXCEEDED" Policy Refused true

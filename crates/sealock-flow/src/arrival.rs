@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use bytes::Bytes;
 use sealock_core::fact::Facts;
+use sealock_core::name::AgentName;
 use sealock_core::reason::Reason;
 use sealock_net::e2e::Caller;
 use sealock_net::transport::BiStream;
@@ -44,9 +45,20 @@ pub struct Arrival {
     /// What is known of it.
     pub facts: Facts,
     /// Which leg of which stream it is, when it came over a session.
-    pub leg: Option<(StreamId, Epoch)>,
+    pub leg: Option<LegHead>,
     /// Who waits for an answer.
     pub near: Near,
+}
+
+/// What was said of a leg when it was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LegHead {
+    /// The stream that it carries.
+    pub stream: StreamId,
+    /// Which leg of the stream it is.
+    pub epoch: Epoch,
+    /// For a leg after the first: the agent that holds the stream's other end.
+    pub provider: Option<AgentName>,
 }
 
 /// The side that a flow came from. It is answered exactly once: accepted or refused, both of which consume it.

@@ -5,9 +5,7 @@
 
 use sealock_core::fact::Facts;
 
-use crate::arrival::{Arrival, InletKind, Near};
-use sealock_proto::stream::Epoch;
-use sealock_proto::wire::StreamId;
+use crate::arrival::{Arrival, InletKind, LegHead, Near};
 
 /// A flow whose name is settled.
 #[derive(Debug)]
@@ -17,7 +15,7 @@ pub struct Named {
     /// What is known of it; from here on it does not change.
     pub facts: Facts,
     /// Which leg of which stream it is.
-    pub leg: Option<(StreamId, Epoch)>,
+    pub leg: Option<LegHead>,
     /// Who waits for an answer.
     pub near: Near,
 }

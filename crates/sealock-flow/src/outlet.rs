@@ -11,10 +11,8 @@ use bytes::Bytes;
 use sealock_core::address::HostPort;
 use sealock_core::fact::Facts;
 use sealock_core::reason::Reason;
-use sealock_proto::stream::Epoch;
-use sealock_proto::wire::StreamId;
 
-use crate::arrival::Near;
+use crate::arrival::{LegHead, Near};
 use crate::io::Io;
 use crate::live::{LiveFlow, Permit};
 use crate::rule::Ruled;
@@ -57,7 +55,7 @@ pub struct Opening<'a> {
     /// What is known of the flow.
     pub facts: &'a Facts,
     /// Which leg of which stream it is, when it came over a session.
-    pub leg: Option<(StreamId, Epoch)>,
+    pub leg: Option<&'a LegHead>,
     /// The near side, for what it has already sent.
     pub near: &'a mut Near,
     /// The flow, for counting what it has already sent.
@@ -117,7 +115,7 @@ pub async fn open(ruled: Ruled) -> Result<(Opened, Permit), Box<Failed>> {
     for way in ways {
         let mut opening = Opening {
             facts: &named.facts,
-            leg: named.leg,
+            leg: named.leg.as_ref(),
             near: &mut near,
             flow: permit.flow(),
         };

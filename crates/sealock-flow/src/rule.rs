@@ -5,6 +5,7 @@ use sealock_core::policy::{Action, RuleId};
 use sealock_core::reason::Reason;
 use sealock_net::views::ViewStore;
 
+use crate::arrival::LegHead;
 use crate::audit::{Audit, Decision};
 use crate::live::{LiveFlows, Permit};
 use crate::name::Named;
@@ -18,11 +19,11 @@ pub trait Judge: Send + Sync + 'static {
     /// The reason why not.
     fn judge(&self, facts: &Facts) -> Result<RuleId, Reason>;
 
-    /// The ways to the far side, the best one first; never empty.
+    /// The ways to the far side, the best one first; never empty. `leg` is what was said of a leg of a session.
     ///
     /// # Errors
     /// The reason why there is none.
-    fn plan(&self, facts: &Facts) -> Result<Vec<Way>, Reason>;
+    fn plan(&self, facts: &Facts, leg: Option<&LegHead>) -> Result<Vec<Way>, Reason>;
 }
 
 /// What the tenant's view says of a flow: is the caller's certificate still good, and does a rule allow the open?
@@ -84,7 +85,8 @@ pub fn decide(
         rule,
         verdict.as_ref().err().copied(),
     ));
-    let planned = verdict.and_then(|(_, permit)| Ok((judge.plan(&named.facts)?, permit)));
+    let planned =
+        verdict.and_then(|(_, permit)| Ok((judge.plan(&named.facts, named.leg.as_ref())?, permit)));
     match planned {
         Ok((ways, permit)) => Ok(Ruled {
             named,

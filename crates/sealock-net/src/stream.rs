@@ -66,7 +66,7 @@ impl Shared {
                 self.readable.notify_one();
                 self.writable.notify_one();
             }
-            Event::Attached(_) | Event::Parked | Event::Released => {}
+            Event::Attached(_) | Event::Parked | Event::LegWanted | Event::Released => {}
         }
     }
 }

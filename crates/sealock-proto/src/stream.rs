@@ -137,6 +137,8 @@ pub enum Event {
     Attached(Epoch),
     /// The stream has no leg; the opener makes one, the accepter waits.
     Parked,
+    /// The accepter's end of the leg will go away soon: make another one meanwhile. Opener only.
+    LegWanted,
     /// Bytes can be read.
     Readable,
     /// A write that was cut short can go on.
@@ -225,6 +227,9 @@ pub enum Violation {
     /// A second end at another offset, or one before received data.
     #[error("the end moved")]
     FinMoved,
+    /// An opener asked for a leg, which only it can make.
+    #[error("the side that makes legs asked for one")]
+    StrayGoAway,
     /// Claimed that both directions ended when ours has not.
     #[error("the peer closed a stream that has not ended")]
     ClosedEarly,

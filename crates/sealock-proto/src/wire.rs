@@ -89,6 +89,8 @@ pub struct Open {
     pub epoch: Epoch,
     /// The service, in the caller's own tenant.
     pub service: ServiceName,
+    /// For a leg after the first: the agent that holds the stream's other end. Nobody else will do.
+    pub provider: Option<AgentName>,
 }
 
 /// A relay offers a leg to a provider.
@@ -252,8 +254,15 @@ mod tests {
             Message::Bye(Reason::Superseded),
             Message::Open(Open {
                 stream,
+                epoch: Epoch::FIRST,
+                service: service.clone(),
+                provider: None,
+            }),
+            Message::Open(Open {
+                stream,
                 epoch,
                 service: service.clone(),
+                provider: Some(agent.clone()),
             }),
             Message::Incoming(Incoming {
                 stream,

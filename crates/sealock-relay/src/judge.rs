@@ -7,6 +7,7 @@ use sealock_core::fact::Facts;
 use sealock_core::identity::AgentId;
 use sealock_core::policy::RuleId;
 use sealock_core::reason::Reason;
+use sealock_flow::arrival::LegHead;
 use sealock_flow::outlet::Way;
 use sealock_flow::rule::{self, Judge};
 use sealock_net::identity::PeerIdentity;
@@ -26,12 +27,15 @@ impl Judge for RelayJudge {
         rule::by_view(&self.views, facts)
     }
 
-    fn plan(&self, facts: &Facts) -> Result<Vec<Way>, Reason> {
+    fn plan(&self, facts: &Facts, leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
         let view = self.views.current(&facts.tenant)?;
+        // A later leg is of use with the holder of the stream's other end only.
+        let holder = leg.and_then(|leg| leg.provider.as_ref());
         let ways: Vec<Way> = self
             .directory
             .providers(&view, &facts.service.value)
             .into_iter()
+            .filter(|provider| holder.is_none_or(|holder| provider.agent.name == *holder))
             .map(Way::Provider)
             .collect();
         if ways.is_empty() {

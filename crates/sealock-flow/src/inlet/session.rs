@@ -12,7 +12,7 @@ use sealock_net::identity::PeerIdentity;
 use sealock_net::transport::BiStream;
 use sealock_proto::wire::{Incoming, Message, Open};
 
-use crate::arrival::{Arrival, InletKind, Near};
+use crate::arrival::{Arrival, InletKind, LegHead, Near};
 
 /// At a relay: a caller's open, with the identity of its session.
 #[must_use]
@@ -26,7 +26,11 @@ pub fn at_relay(caller: &AgentId, peer: &PeerIdentity, open: Open, leg: BiStream
     Arrival {
         inlet: InletKind::Session,
         facts,
-        leg: Some((open.stream, open.epoch)),
+        leg: Some(LegHead {
+            stream: open.stream,
+            epoch: open.epoch,
+            provider: open.provider,
+        }),
         near: Near::Leg(leg),
     }
 }
@@ -41,7 +45,11 @@ pub async fn at_provider(
     incoming: Incoming,
     mut leg: BiStream,
 ) -> Result<Arrival, Reason> {
-    let leg_id = (incoming.stream, incoming.epoch);
+    let head = LegHead {
+        stream: incoming.stream,
+        epoch: incoming.epoch,
+        provider: None,
+    };
     leg.send.write(Message::Opened(me.clone()).encode()).await?;
     // In a box, so that the flow does not keep the handshake's memory.
     let caller = Box::pin(end_to_end.answer(leg, incoming.stream)).await?;
@@ -61,7 +69,7 @@ pub async fn at_provider(
     Ok(Arrival {
         inlet: InletKind::Session,
         facts,
-        leg: Some(leg_id),
+        leg: Some(head),
         near: Near::Sealed(Box::new(caller)),
     })
 }

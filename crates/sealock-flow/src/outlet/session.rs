@@ -56,6 +56,7 @@ impl ServiceOutlet {
             stream,
             epoch: Epoch::FIRST,
             service: service.clone(),
+            provider: None,
         };
         let leg = session.open_leg(&open).await?;
         let call = Call {
@@ -120,14 +121,14 @@ const STREAM_WAIT: Duration = Duration::from_secs(2);
 
 /// Opens a leg to the provider. It answers the caller itself, through the leg.
 pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Result<Io, Reason> {
-    let (stream, epoch) = opening.leg.ok_or(Reason::Internal)?;
+    let head = opening.leg.ok_or(Reason::Internal)?;
     let mut leg = tokio::time::timeout(STREAM_WAIT, provider.connection.open_bi())
         .await
         .map_err(|_elapsed| Reason::Overloaded)?
         .map_err(|_lost| Reason::PeerLost)?;
     let incoming = Message::Incoming(Incoming {
-        stream,
-        epoch,
+        stream: head.stream,
+        epoch: head.epoch,
         service: opening.facts.service.value.clone(),
         caller: opening.facts.caller.value.clone(),
     });

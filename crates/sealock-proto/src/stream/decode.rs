@@ -9,8 +9,8 @@ use bytes::{Buf, Bytes};
 use sealock_core::reason::Reason;
 
 use super::frame::{
-    ACK, ACK_END, ATTACH, Ack, Attach, CLOSED, DATA, FIN, FLAG_END, FLAG_PROOF, Frame, MAX_DATA,
-    MAX_HEADER, RESET,
+    ACK, ACK_END, ATTACH, Ack, Attach, CLOSED, DATA, FIN, FLAG_END, FLAG_PROOF, Frame, GOAWAY,
+    MAX_DATA, MAX_HEADER, RESET,
 };
 use super::{Epoch, Proof, varint};
 
@@ -185,6 +185,7 @@ fn fields(reader: &mut Reader<'_>) -> Option<Result<Parsed, DecodeError>> {
         CLOSED => Frame::Closed {
             verdict: Reason::from_number(reader.varint()?),
         },
+        GOAWAY => Frame::GoAway,
         kind => return Some(Err(DecodeError::UnknownType(kind))),
     };
     Some(Ok(Parsed::Whole(frame)))

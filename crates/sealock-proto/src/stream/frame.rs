@@ -11,6 +11,7 @@
 //! | 0x05 | FIN | offset |
 //! | 0x06 | RESET | reason number |
 //! | 0x07 | CLOSED | reason number, 0 = both directions ended cleanly |
+//! | 0x08 | GOAWAY | – |
 //!
 //! Encoding never copies a payload. Decoding is [`Decoder`](super::Decoder)'s.
 
@@ -31,6 +32,7 @@ pub(super) const ACK_END: u8 = 0x04;
 pub(super) const FIN: u8 = 0x05;
 pub(super) const RESET: u8 = 0x06;
 pub(super) const CLOSED: u8 = 0x07;
+pub(super) const GOAWAY: u8 = 0x08;
 
 pub(super) const FLAG_PROOF: u8 = 1;
 pub(super) const FLAG_END: u8 = 2;
@@ -64,6 +66,8 @@ pub enum Frame {
         /// The verdict; `DONE` when both directions ended cleanly.
         verdict: Reason,
     },
+    /// The accepter's end of the leg will go away soon: the opener makes another one meanwhile.
+    GoAway,
 }
 
 /// What a side says at the beginning of a leg.
@@ -181,6 +185,7 @@ impl Frame {
             Self::Fin { offset } => (Header::new(FIN).varint(offset), None),
             Self::Reset { reason } => (Header::new(RESET).varint(reason.number().into()), None),
             Self::Closed { verdict } => (Header::new(CLOSED).varint(verdict.number().into()), None),
+            Self::GoAway => (Header::new(GOAWAY), None),
         };
         Encoded { header, payload }
     }

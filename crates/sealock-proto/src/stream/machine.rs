@@ -26,6 +26,8 @@ pub struct Stream {
     leg: Leg,
     /// ATTACH is still to be sent on this leg, with this proof.
     attach_due: bool,
+    /// GOAWAY is to be sent on this leg.
+    go_away_due: bool,
     proof: Option<Proof>,
     outbound: Outbound,
     inbound: Inbound,
@@ -70,6 +72,7 @@ struct Goodbye {
 #[derive(Debug, Default)]
 struct Events {
     parked: bool,
+    leg_wanted: bool,
     attached: bool,
     readable: bool,
     writable: bool,
@@ -95,6 +98,7 @@ impl Stream {
             epoch: Epoch(0),
             leg: Leg::None,
             attach_due: false,
+            go_away_due: false,
             proof: None,
             outbound: Outbound::new(early.into()),
             inbound: Inbound::new(&config),
@@ -173,10 +177,12 @@ impl Stream {
         self.epoch = epoch;
         self.leg = leg;
         self.attach_due = true;
+        self.go_away_due = false;
         self.proof = proof;
         self.goodbye.reset_sent = false;
         self.goodbye.closed_sent = false;
         self.events.parked = false;
+        self.events.leg_wanted = false;
         self.events.attached = leg == Leg::Live;
         self.inbound.begin_leg();
         self.outbound.begin_leg();
@@ -226,6 +232,14 @@ impl Stream {
                 Ok(())
             }
             Frame::Closed { verdict } => self.peer_closed(verdict),
+            Frame::GoAway => {
+                self.attached()?;
+                if self.role == Role::Accepter {
+                    return self.judge(Err(Violation::StrayGoAway));
+                }
+                self.events.leg_wanted = true;
+                Ok(())
+            }
             Frame::Data { .. } | Frame::Ack(_) | Frame::Fin { .. }
                 if self.ending != Ending::Open =>
             {
@@ -344,8 +358,10 @@ impl Stream {
         }
         self.leg = Leg::None;
         self.attach_due = false;
+        self.go_away_due = false;
         self.proof = None;
         self.events.attached = false;
+        self.events.leg_wanted = false;
         self.events.parked = true;
         if self.expires_at.is_none() {
             self.expires_at = Some(now + self.config.resume_window);
@@ -354,6 +370,16 @@ impl Stream {
         if self.goodbye.closed_heard || pointless {
             self.release();
         }
+    }
+
+    /// Tells the opener that this side's end of the leg will go away. Accepter only, and only with a leg; else nothing.
+    pub fn go_away(&mut self) {
+        self.go_away_due = self.role == Role::Accepter && self.leg == Leg::Live;
+    }
+
+    /// Sets what the window and the replay buffer may grow to from here on; what was granted stays granted.
+    pub fn set_max_window(&mut self, max: u32) {
+        self.config.max_window = max;
     }
 
     /// Ends the stream at once and for this side alone: there is no leg and will be none.
@@ -552,6 +578,9 @@ impl Stream {
         if std::mem::take(&mut events.parked) {
             return Some(Event::Parked);
         }
+        if std::mem::take(&mut events.leg_wanted) {
+            return Some(Event::LegWanted);
+        }
         if std::mem::take(&mut events.attached) {
             return Some(Event::Attached(epoch));
         }
@@ -583,6 +612,9 @@ impl Stream {
         }
         if std::mem::take(&mut self.attach_due) {
             return Some(self.attach_frame());
+        }
+        if std::mem::take(&mut self.go_away_due) {
+            return Some(Frame::GoAway);
         }
         match self.ending {
             Ending::Open => self.poll_open_frame(),
@@ -688,6 +720,15 @@ impl Stream {
     #[cfg(test)]
     pub(super) fn heap(&self) -> usize {
         self.outbound.heap() + self.inbound.heap()
+    }
+
+    /// How many bytes of memory the stream may come to hold by what it has promised and what it holds.
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        match self.ending {
+            Ending::Open => u64::from(self.inbound.window()) + self.outbound.replay_bytes(),
+            Ending::Resetting(_) | Ending::Settled(_) => 0,
+        }
     }
 
     /// The counters of both directions, for status pages, metrics and checkers.

@@ -98,7 +98,8 @@ fn deliver(now: Instant, epoch: Epoch, to: &mut Stream, frame: &Frame) {
         | Frame::Ack(_)
         | Frame::Fin { .. }
         | Frame::Reset { .. }
-        | Frame::Closed { .. } => {
+        | Frame::Closed { .. }
+        | Frame::GoAway => {
             to.handle_frame(now, epoch, frame.clone())
                 .expect("an honest frame");
         }
@@ -578,6 +579,48 @@ fn a_resume_that_claims_what_was_never_sent_ends_the_stream_on_the_new_leg() {
 }
 
 #[test]
+fn an_accepter_asks_for_another_leg_and_only_the_opener_is_told() {
+    let mut pair = Pair::attached();
+    pair.opener.go_away();
+    pair.accepter.go_away();
+    pair.run();
+    assert!(pair.events[0].contains(&Event::LegWanted));
+    assert!(!pair.events[1].contains(&Event::LegWanted));
+    let epoch = pair.accepter.epoch();
+    assert_eq!(
+        pair.accepter.handle_frame(pair.now, epoch, Frame::GoAway),
+        Err(Violation::StrayGoAway)
+    );
+}
+
+#[test]
+fn asking_for_another_leg_is_forgotten_with_the_leg() {
+    let mut pair = Pair::attached();
+    pair.accepter.go_away();
+    pair.cut();
+    pair.attach();
+    pair.run();
+    assert!(!pair.events[0].contains(&Event::LegWanted));
+}
+
+#[test]
+fn a_smaller_bound_stops_the_growth_and_takes_nothing_back() {
+    let mut pair = Pair::attached();
+    let granted = pair.accepter.progress_report().limit;
+    pair.accepter.set_max_window(10);
+    pair.opener.set_max_window(10);
+    let mut bytes = Bytes::from(vec![7; 5_000]);
+    let taken = pair.opener.write(&mut bytes).expect("open");
+    assert_eq!(
+        taken, 10,
+        "the replay buffer keeps to the bound of the moment"
+    );
+    pair.run();
+    assert!(pair.accepter.progress_report().limit >= granted);
+    assert_eq!(pair.opener.committed(), 1_000 + 10);
+}
+
+#[test]
 fn a_leg_that_begins_with_data_is_a_violation() {
     let mut pair = Pair::new(config());
     pair.attach();
@@ -678,7 +721,7 @@ fn a_payload_is_a_slice_of_what_was_pushed() {
 fn what_is_no_frame_is_refused_and_stays_refused() {
     let cases: [(&[u8], DecodeError); 8] = [
         (&[0x00], DecodeError::UnknownType(0)),
-        (&[0x08], DecodeError::UnknownType(8)),
+        (&[0x09], DecodeError::UnknownType(9)),
         (&[0xff], DecodeError::UnknownType(255)),
         (&[0x02, 0x00, 0x00], DecodeError::EmptyData),
         (&[0x02, 0x00, 0x80, 0x01, 0x00, 0x01], DecodeError::TooLong),

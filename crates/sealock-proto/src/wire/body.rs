@@ -73,6 +73,8 @@ struct StreamBody {
     caller_tenant: String,
     #[prost(string, tag = "5")]
     caller_name: String,
+    #[prost(string, tag = "6")]
+    provider: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -99,16 +101,8 @@ pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
         Message::Registered(list) => (REGISTERED, services(list)),
         Message::Drain => (DRAIN, Vec::new()),
         Message::Bye(reason) => (BYE, number(reason.number().into())),
-        Message::Open(open) => (OPEN, stream(open.stream, open.epoch, &open.service, None)),
-        Message::Incoming(offer) => (
-            INCOMING,
-            stream(
-                offer.stream,
-                offer.epoch,
-                &offer.service,
-                Some(&offer.caller),
-            ),
-        ),
+        Message::Open(open) => (OPEN, open_body(open).encode_to_vec()),
+        Message::Incoming(offer) => (INCOMING, incoming_body(offer).encode_to_vec()),
         Message::Opened(provider) => (
             OPENED,
             NameBody {
@@ -138,24 +132,29 @@ fn services(list: &Services) -> Vec<u8> {
     .encode_to_vec()
 }
 
-fn stream(
-    stream: StreamId,
-    epoch: Epoch,
-    service: &ServiceName,
-    caller: Option<&AgentId>,
-) -> Vec<u8> {
+fn open_body(open: &Open) -> StreamBody {
     StreamBody {
-        stream: stream.0.to_vec(),
-        epoch: epoch.0,
-        service: service.as_str().to_owned(),
-        caller_tenant: caller
-            .map(|caller| caller.tenant.as_str().to_owned())
+        stream: open.stream.0.to_vec(),
+        epoch: open.epoch.0,
+        service: open.service.as_str().to_owned(),
+        provider: open
+            .provider
+            .as_ref()
+            .map(|name| name.as_str().to_owned())
             .unwrap_or_default(),
-        caller_name: caller
-            .map(|caller| caller.name.as_str().to_owned())
-            .unwrap_or_default(),
+        ..StreamBody::default()
     }
-    .encode_to_vec()
+}
+
+fn incoming_body(offer: &Incoming) -> StreamBody {
+    StreamBody {
+        stream: offer.stream.0.to_vec(),
+        epoch: offer.epoch.0,
+        service: offer.service.as_str().to_owned(),
+        caller_tenant: offer.caller.tenant.as_str().to_owned(),
+        caller_name: offer.caller.name.as_str().to_owned(),
+        ..StreamBody::default()
+    }
 }
 
 pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Message, DecodeError> {
@@ -173,10 +172,19 @@ pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Message, DecodeError> {
         OPEN => {
             let body: StreamBody = fields.body(body)?;
             let (stream, epoch, service) = fields.stream(&body)?;
+            let provider = match body.provider.as_str() {
+                "" => None,
+                name => Some(fields.name("provider", name)?),
+            };
+            // A first leg goes to whoever provides; a later one to nobody but the one who holds the other end.
+            if provider.is_some() == (epoch == Epoch::FIRST) {
+                return Err(fields.invalid("provider"));
+            }
             Message::Open(Open {
                 stream,
                 epoch,
                 service,
+                provider,
             })
         }
         INCOMING => {

@@ -335,6 +335,7 @@ pub(crate) fn open(service: &str) -> Result<Message> {
         stream: StreamId(rand::random()),
         epoch: Epoch::FIRST,
         service: service.parse()?,
+        provider: None,
     }))
 }
 

@@ -591,7 +591,7 @@ impl World {
 
     fn event(&mut self, side: usize, event: Event) -> Result<(), Failure> {
         match event {
-            Event::Attached(_) | Event::Parked | Event::PeerReset(_) => {}
+            Event::Attached(_) | Event::Parked | Event::PeerReset(_) | Event::LegWanted => {}
             Event::Readable | Event::FinReceived => self.wake_reader(side),
             Event::Writable => self.wake_writer(side),
             Event::Closed(verdict) => {
@@ -797,5 +797,6 @@ fn frame_hash(frame: &Frame) -> u64 {
         Frame::Fin { offset } => mix(*offset) ^ 4,
         Frame::Reset { reason } => mix(reason.number().into()) ^ 5,
         Frame::Closed { verdict } => mix(verdict.number().into()) ^ 6,
+        Frame::GoAway => 7,
     }
 }
