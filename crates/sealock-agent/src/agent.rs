@@ -21,8 +21,9 @@ use sealock_net::admin::{self, AdminError};
 use sealock_net::e2e::EndToEnd;
 use sealock_net::files::{self, FileError};
 use sealock_net::identity::{IdentityDir, IdentityStore, LoadError, Svid, Trust, TrustStore};
-use sealock_net::link::{Link, RenewError};
+use sealock_net::link::{Link, RenewError, WayBack};
 use sealock_net::node_api::NodeClient;
+use sealock_net::recover::{RecoverError, recover_agent};
 use sealock_net::session::{self, Dialer, SessionConfig, Sessions, State};
 use sealock_net::task::Scope;
 use sealock_net::transport::{Endpoint, Settings};
@@ -60,13 +61,25 @@ pub enum StartError {
     /// It has not joined.
     #[error("this machine has not joined (no identity in {}); hint: `sealock token create` on the controller, then `sealock join SLK1-…` here", .0.display())]
     NotJoined(PathBuf),
-    /// Its certificate has ended while it was away.
+    /// Its certificate has ended while it was away, and the controller did not take it back.
     #[error(
-        "this machine's certificate ended at {ended}; hint: `sealock token create` on the controller, then `sealock join SLK1-…` here"
+        "this machine's certificate ended at {ended}, and it was given no new one: {}; hint: `sealock token create` on the controller, then `sealock join SLK1-…` here", why.reason().text()
     )]
     Expired {
         /// When.
         ended: jiff::Timestamp,
+        /// Why it was not taken back.
+        why: RecoverError,
+    },
+    /// Its certificate has ended while it was away, and nobody could be asked for a new one.
+    #[error(
+        "this machine's certificate ended at {ended}, and the controller cannot be reached for a new one; hint: start it again when `sealock up` runs there and this machine may send UDP to it"
+    )]
+    ExpiredAndAlone {
+        /// When.
+        ended: jiff::Timestamp,
+        /// What was tried last.
+        why: RecoverError,
     },
     /// Its identity is none of an agent.
     #[error("the identity in {} belongs to {id}, which is no agent; hint: use another state directory", dir.display())]
@@ -164,7 +177,7 @@ const CALLED_LIMIT: u32 = 4_096; // flows of others at once, as many as a port o
 /// When it has not joined, or its state or socket is not usable.
 pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     let dir = IdentityDir::open(&config.dir)?;
-    let (svid, trust) = load(&config, &dir)?;
+    let (svid, trust) = load(&config, &dir).await?;
     let id = svid.id().clone();
     let not_agent = || StartError::NotAgent {
         dir: config.dir.clone(),
@@ -197,8 +210,9 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     });
     standing.spawn("session", keep_session);
 
-    let owned = (config.kind == SessionKind::Full).then_some(dir);
+    let owned = (config.kind == SessionKind::Full).then(|| dir.clone());
     let link = link(&sessions, &identity, &trust, owned);
+    let link = link.with_way_back(way_back(&config, dir));
     let end_to_end = EndToEnd::new(identity.clone(), trust, flows.spawner());
     let mut registry = Registry::with_prefix("sealock_agent");
     let outlet = ServiceOutlet::new(sessions.clone(), end_to_end.clone(), views.clone());
@@ -286,15 +300,33 @@ fn hops(
     }
 }
 
-fn load(config: &AgentConfig, dir: &IdentityDir) -> Result<(Svid, Trust), StartError> {
+/// The identity on disk; when it ended while the machine was off, the one that follows it.
+async fn load(config: &AgentConfig, dir: &IdentityDir) -> Result<(Svid, Trust), StartError> {
     let (Some(svid), Some(trust)) = (dir.load_svid()?, dir.load_trust()?) else {
         return Err(StartError::NotJoined(config.dir.clone()));
     };
     let ended = svid.leaf().not_after;
-    if ended < jiff::Timestamp::now() {
-        return Err(StartError::Expired { ended });
+    if ended > jiff::Timestamp::now() {
+        return Ok((svid, trust));
     }
-    Ok((svid, trust))
+    match recover_agent(dir, &config.relays).await {
+        Ok((svid, trust)) => {
+            let expires = svid.leaf().not_after;
+            tracing::warn!(%ended, %expires, "this machine's certificate had ended; it was given a new one");
+            Ok((svid, trust))
+        }
+        Err(why) if why.is_transient() => Err(StartError::ExpiredAndAlone { ended, why }),
+        Err(why) => Err(StartError::Expired { ended, why }),
+    }
+}
+
+/// How an agent that slept for long comes back while it runs.
+fn way_back(config: &AgentConfig, dir: IdentityDir) -> WayBack {
+    let relays = config.relays.clone();
+    Arc::new(move || {
+        let (dir, relays) = (dir.clone(), relays.clone());
+        Box::pin(async move { recover_agent(&dir, &relays).await })
+    })
 }
 
 /// How long a call to the controller waits for a session.

@@ -32,7 +32,7 @@ use crate::meter::Meter;
 use crate::node::{self, LEASE, Limits, NodeService, Shared};
 use crate::pki::{Authority, Csr, Profile, SIGNER_LIFETIME, has_root_keys};
 use crate::store::sqlite::{IfMissing, SqliteStore};
-use crate::store::{Act, Store};
+use crate::store::{Act, Keep, Store};
 use crate::views::Views;
 
 const TIDY: Duration = Duration::from_secs(60); // what has ended leaves the views within a minute
@@ -72,6 +72,8 @@ pub struct Config {
     pub token_ttl: SignedDuration,
     /// How long the certificates of nodes live.
     pub certificate_ttl: SignedDuration,
+    /// How long after its certificate ended a node may come back without a new token.
+    pub recover_within: SignedDuration,
     /// What sources without a certificate may do.
     pub limits: Limits,
     /// Where metrics and health are served.
@@ -167,7 +169,8 @@ pub async fn start(config: Config, scope: &Scope) -> anyhow::Result<ControllerHa
     let listen = listener
         .local_addr()
         .context("asking for the own address")?;
-    let shared = Shared::new(store, authority, Arc::clone(&views), now);
+    let recover_within = config.recover_within;
+    let shared = Shared::new(store, authority, Arc::clone(&views), now, recover_within);
     let admin = Arc::new(Admin {
         shared: Arc::clone(&shared),
         name: config.name.clone(),
@@ -364,8 +367,12 @@ impl Keeper {
     }
 
     async fn tidy(&self, now: Timestamp) -> Result<(), crate::store::StoreError> {
-        let audit_from = now.saturating_sub(self.audit_retention).unwrap_or(now);
-        self.shared.store.tidy(now, audit_from).await?;
+        let before = |span| now.saturating_sub(span).unwrap_or(now);
+        let keep = Keep {
+            audit_from: before(self.audit_retention),
+            recoverable_from: before(self.shared.recover_within),
+        };
+        self.shared.store.tidy(now, keep).await?;
         self.shared.views.poke();
         Ok(())
     }

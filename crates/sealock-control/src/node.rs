@@ -5,6 +5,7 @@
 //! stream of connections that carry the identity which TLS proved, and nothing else says who a caller is.
 
 mod budget;
+mod recover;
 mod service;
 
 use std::io;

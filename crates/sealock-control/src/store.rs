@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use sealock_core::address::HostPort;
 use sealock_core::api::audit::{AuditRow, VerifyResponse};
 use sealock_core::api::policy::{ApplyResponse, Origin, RuleRow};
@@ -259,6 +259,21 @@ pub struct Holder {
     pub key_digest: String,
 }
 
+/// A node's attempt to come back with a certificate that ended.
+#[derive(Debug, Clone)]
+pub struct Recovery {
+    /// Who it proved to be, and by which certificate.
+    pub holder: Holder,
+    /// Names the proof, which is good once.
+    pub proof: [u8; 32],
+    /// The SHA-256 of its next key's SubjectPublicKeyInfo, lower-case hex.
+    pub key_digest: String,
+    /// How long after its end a certificate is still good for coming back.
+    pub within: SignedDuration,
+    /// Where it comes from, for the audit record.
+    pub source: String,
+}
+
 /// An agent's offer of services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
@@ -312,6 +327,15 @@ pub struct AuditQuery {
     pub actor: Option<String>,
     /// Only actions that are this or begin with it and a dot.
     pub action: Option<String>,
+}
+
+/// What [`Store::tidy`] keeps of what has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Audit rows since then.
+    pub audit_from: Timestamp,
+    /// The last certificates of nodes that ended since then: they may come back.
+    pub recoverable_from: Timestamp,
 }
 
 /// How much there is in a tenant.
@@ -387,6 +411,16 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         now: Timestamp,
         issue: &Issue<'_>,
     ) -> Result<Certificate, StoreError>;
+    /// Issues the next certificate of a holder whose last one has ended, when neither is revoked, the proof is new, and
+    /// no later certificate has been [kept](Self::keeps).
+    async fn recover(
+        &self,
+        recovery: &Recovery,
+        now: Timestamp,
+        issue: &Issue<'_>,
+    ) -> Result<Certificate, StoreError>;
+    /// Notes that the holder has this certificate on its disk: what it had there before is good for nothing any more.
+    async fn keeps(&self, holder: &Holder, now: Timestamp) -> Result<(), StoreError>;
     /// Issues a certificate for a role of this process, without a token.
     async fn issue_own(
         &self,
@@ -480,8 +514,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn verify_audit(&self, tenant: Option<&TenantName>)
     -> Result<VerifyResponse, StoreError>;
 
-    /// Drops what time has ended: revocations of certificates that ended before `now`, tokens that ended a day before, audit rows before `audit_from`.
-    async fn tidy(&self, now: Timestamp, audit_from: Timestamp) -> Result<(), StoreError>;
+    /// Drops what time has ended.
+    async fn tidy(&self, now: Timestamp, keep: Keep) -> Result<(), StoreError>;
 }
 
 /// The text under which a principal stands in the `holder` and `actor` columns.

@@ -103,6 +103,8 @@ pub struct ControllerConfig {
     pub token_ttl: Duration,
     /// How long a node's certificate is valid.
     pub certificate_ttl: Duration,
+    /// How long after its certificate ended a node may come back without a new token.
+    pub recover_within: Duration,
 }
 
 /// The relay's part.
@@ -173,6 +175,7 @@ impl Config {
                 audit_retention: must(typed.controller_audit_retention).duration(),
                 token_ttl: must(typed.controller_token_ttl).duration(),
                 certificate_ttl: must(typed.controller_certificate_ttl).duration(),
+                recover_within: must(typed.controller_recover_within).duration(),
             },
             relay: RelayConfig {
                 name: typed.relay_name.map(|it| it.value),

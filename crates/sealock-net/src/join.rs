@@ -89,7 +89,7 @@ pub async fn join_agent(
     joined
 }
 
-async fn dial_through(dialer: &Dialer, relay: &HostPort) -> io::Result<StreamIo> {
+pub(crate) async fn dial_through(dialer: &Dialer, relay: &HostPort) -> io::Result<StreamIo> {
     let connection = dialer.dial(relay).await.map_err(|error| {
         tracing::info!(%relay, err = %error, "the relay was not reached");
         io::Error::from(error.reason())

@@ -10,6 +10,7 @@ pub mod join;
 pub mod link;
 pub mod message;
 pub mod node_api;
+pub mod recover;
 pub mod session;
 pub mod socket;
 pub mod stream;

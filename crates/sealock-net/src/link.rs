@@ -6,17 +6,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use rustls::ClientConfig;
 use sealock_core::reason::Reason;
 use sealock_core::view::ViewVersion;
 use tokio::sync::watch;
 
 use crate::identity::{
-    BACKDATED, IdentityDir, IdentityStore, KeyPair, Svid, SvidError, TrustStore,
+    BACKDATED, IdentityDir, IdentityStore, KeyPair, Svid, SvidError, Trust, TrustStore,
 };
 use crate::node_api::{CallError, Issued, NodeClient, Watch, WatchEvent};
+use crate::recover::RecoverError;
 use crate::tls;
 use crate::views::{TakeError, ViewStore};
+
+/// Brings the identity back to life that ended while nobody could renew it.
+pub type WayBack =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<(Svid, Trust), RecoverError>> + Send + Sync>;
 
 /// Makes a client of the node interface over this role's way to the controller.
 pub type ClientMaker = Arc<dyn Fn(Arc<ClientConfig>) -> NodeClient + Send + Sync>;
@@ -28,6 +34,7 @@ pub struct Link {
     identity: IdentityStore,
     trust: TrustStore,
     dir: Option<IdentityDir>,
+    way_back: Option<WayBack>,
     client: watch::Sender<NodeClient>,
 }
 
@@ -46,6 +53,9 @@ pub enum RenewError {
     /// The machine makes no keys.
     #[error("a new key could not be made")]
     Key(#[source] crate::identity::KeyError),
+    /// It had ended, and the node was not taken back.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
     /// It does not fit the key that it was asked for.
     #[error("the new certificate cannot be used")]
     Svid(#[from] SvidError),
@@ -71,14 +81,22 @@ impl Link {
         dir: Option<IdentityDir>,
     ) -> Self {
         let client = make(tls::controller_client(&identity, &trust));
-        let (client, _) = watch::channel(client);
+        let (client, _) = watch::channel(client.with_kept_certificate());
         Self {
             make,
             identity,
             trust,
             dir,
+            way_back: None,
             client,
         }
+    }
+
+    /// The same link, which goes this way when the certificate has ended, as on a machine that slept for long.
+    #[must_use]
+    pub fn with_way_back(mut self, way_back: WayBack) -> Self {
+        self.way_back = Some(way_back);
+        self
     }
 
     /// The client of the moment: one that was made with the newest certificate.
@@ -150,7 +168,7 @@ impl Link {
         }
     }
 
-    fn keep_trust(&self, trust: crate::identity::Trust) {
+    fn keep_trust(&self, trust: Trust) {
         if trust.roots.is_empty() || trust.trust_domain != self.trust.current().trust_domain {
             tracing::error!(
                 "the controller's trust names no root or another trust domain and was not taken"
@@ -170,13 +188,21 @@ impl Link {
         let mut pause = FIRST_PAUSE;
         loop {
             tokio::time::sleep(self.until_renewal()).await;
-            match self.renew().await {
+            let renewed = match &self.way_back {
+                Some(way_back) if self.has_ended() => self.come_back(way_back).await,
+                Some(_) | None => self.renew().await,
+            };
+            match renewed {
                 Ok(()) => {
                     pause = FIRST_PAUSE;
                     tokio::time::sleep(BETWEEN_RENEWALS).await;
                 }
                 Err(error) => {
-                    let hopeless = matches!(&error, RenewError::Call(call) if !call.is_transient());
+                    let hopeless = match &error {
+                        RenewError::Call(call) => !call.is_transient(),
+                        RenewError::Recover(recover) => !recover.is_transient(),
+                        RenewError::Key(_) | RenewError::Svid(_) => false,
+                    };
                     tracing::warn!(err = %error, hopeless, "the certificate could not be renewed");
                     let wait = if hopeless { HOPELESS_PAUSE } else { pause };
                     tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
@@ -207,16 +233,42 @@ impl Link {
         let request = key.request_der().map_err(RenewError::Key)?;
         let Issued { chain, trust, .. } = self.client().renew(request).await?;
         let svid = Svid::new(chain, Arc::new(key))?;
-        if let Some(dir) = &self.dir
-            && let Err(error) = dir.store_svid(&svid)
-        {
-            tracing::error!(err = %error, "the new certificate could not be kept on disk");
-        }
+        let kept = self.dir.as_ref().is_some_and(|dir| {
+            let stored = dir.store_svid(&svid);
+            if let Err(error) = &stored {
+                tracing::error!(err = %error, "the new certificate could not be kept on disk");
+            }
+            stored.is_ok()
+        });
         tracing::info!(expires = %svid.leaf().not_after, "certificate renewed");
         self.identity.set(svid);
         self.keep_trust(trust);
-        let client = (self.make)(tls::controller_client(&self.identity, &self.trust));
+        self.replace_client(kept);
+        Ok(())
+    }
+
+    fn replace_client(&self, kept: bool) {
+        let mut client = (self.make)(tls::controller_client(&self.identity, &self.trust));
+        if kept {
+            client = client.with_kept_certificate();
+        }
         self.client.send_replace(client);
+    }
+
+    fn has_ended(&self) -> bool {
+        let current = self.identity.current();
+        current.is_some_and(|svid| svid.leaf().not_after <= jiff::Timestamp::now())
+    }
+
+    async fn come_back(&self, way_back: &WayBack) -> Result<(), RenewError> {
+        let (svid, trust) = way_back().await?;
+        tracing::warn!(
+            expires = %svid.leaf().not_after,
+            "the certificate had ended; the controller gave this node a new one"
+        );
+        self.identity.set(svid);
+        self.trust.set(trust);
+        self.replace_client(true);
         Ok(())
     }
 }

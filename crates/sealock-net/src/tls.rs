@@ -121,6 +121,20 @@ pub fn enrol_client(pin: CaPin) -> Arc<ClientConfig> {
     client(None, SpiffeVerifier::pinned(pin, expect), alpn::H2)
 }
 
+/// For a node whose certificate ended, on its way through a relay of the roots that it knows.
+#[must_use]
+pub fn recover_relay_client(trust: &TrustStore) -> Arc<ClientConfig> {
+    let expect = Expect::role(Role::Relay, Purpose::Server);
+    client(None, SpiffeVerifier::new(trust, expect), alpn::JOIN)
+}
+
+/// For the return of a node whose certificate ended.
+#[must_use]
+pub fn recover_client(trust: &TrustStore) -> Arc<ClientConfig> {
+    let expect = Expect::role(Role::Controller, Purpose::Server);
+    client(None, SpiffeVerifier::new(trust, expect), alpn::H2)
+}
+
 /// Judges a peer whose certificate has been verified, e.g. against the revocations of a view.
 pub type Judge = Arc<dyn Fn(&PeerIdentity) -> Result<(), Reason> + Send + Sync>;
 

@@ -17,8 +17,9 @@ use sealock_net::admin::{self, AdminError};
 use sealock_net::files::FileError;
 use sealock_net::identity::{IdentityDir, IdentityStore, LoadError, TrustStore};
 use sealock_net::join::dial_controller;
-use sealock_net::link::Link;
+use sealock_net::link::{Link, WayBack};
 use sealock_net::node_api::NodeClient;
+use sealock_net::recover::recover_relay;
 use sealock_net::task::Scope;
 use sealock_net::tls;
 use sealock_net::transport::admission::{PreAuthBudget, PreAuthLimits};
@@ -196,7 +197,13 @@ fn link(
         let controller = controller.clone();
         NodeClient::new(tls, move || dial_controller(controller.clone()))
     };
-    Link::new(Arc::new(make), identity.clone(), trust.clone(), Some(dir))
+    let (last, controller) = (dir.clone(), config.controller.clone());
+    // A controller that was away for longer than our certificate lives takes us back when it returns.
+    let way_back: WayBack = Arc::new(move || {
+        let (last, controller) = (last.clone(), controller.clone());
+        Box::pin(async move { recover_relay(&last, &controller).await })
+    });
+    Link::new(Arc::new(make), identity.clone(), trust.clone(), Some(dir)).with_way_back(way_back)
 }
 
 fn spawn_link(

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use sealock_agent::StartError;
 use sealock_core::api::ApiError;
 use sealock_core::reason::Reason;
 use sealock_net::unix;
@@ -116,6 +117,9 @@ impl Told {
         if let Some(api) = api_error(error) {
             hints.extend(api.hint.clone());
             code = api.reason.map_or(FAILED, Reason::exit_code);
+        }
+        if let Some(StartError::ExpiredAndAlone { why, .. }) = error.downcast_ref() {
+            code = why.reason().exit_code();
         }
         if let Some(failure) = error.downcast_ref::<Failure>() {
             hints.splice(..0, failure.hint.clone());

@@ -41,7 +41,7 @@ async fn bench() -> Bench {
         .await
         .expect("built");
     let admin = Admin {
-        shared: Shared::new(store, authority, views, now),
+        shared: Shared::new(store, authority, views, now, SignedDuration::ZERO),
         name: "main".parse().expect("canonical"),
         listen: "127.0.0.1:7444".parse().expect("an address"),
         advertise: Vec::new(),

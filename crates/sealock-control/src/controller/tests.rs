@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::*;
 
 mod bench;
+mod recover;
 mod tenants;
 
 use bench::*;
@@ -353,7 +354,10 @@ fn methods() -> Vec<String> {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("rpc "));
     let name = |line: &str| line.split('(').next().expect("a name").to_lowercase();
-    lines.map(name).filter(|name| name != "enrol").collect()
+    lines
+        .map(name)
+        .filter(|name| name != "enrol" && name != "recover")
+        .collect()
 }
 
 /// S81 and S10: without a certificate nothing but a join is answered; with one, only what its role is for.

@@ -48,6 +48,8 @@ pub struct Shared {
     pub views: Arc<Views>,
     /// The clock.
     pub now: fn() -> Timestamp,
+    /// How long after its certificate ended a node may come back without a new token.
+    pub recover_within: SignedDuration,
     watching: Mutex<BTreeMap<NodeName, u32>>,
 }
 
@@ -59,12 +61,14 @@ impl Shared {
         authority: Authority,
         views: Arc<Views>,
         now: fn() -> Timestamp,
+        recover_within: SignedDuration,
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
             authority,
             views,
             now,
+            recover_within,
             watching: Mutex::new(BTreeMap::new()),
         })
     }
@@ -82,7 +86,7 @@ impl Shared {
         }
     }
 
-    fn issue<'a>(
+    pub(super) fn issue<'a>(
         &'a self,
         csr: &'a Csr,
         now: Timestamp,
@@ -97,7 +101,7 @@ impl Shared {
 /// The node interface.
 #[derive(Debug, Clone)]
 pub struct NodeService {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     budgets: Arc<Budgets>,
     spawner: Spawner,
 }
@@ -160,7 +164,11 @@ impl NodeService {
         }
     }
 
-    async fn record(&self, tenant: Option<&TenantName>, acts: &[Act]) -> Result<(), Status> {
+    pub(super) async fn record(
+        &self,
+        tenant: Option<&TenantName>,
+        acts: &[Act],
+    ) -> Result<(), Status> {
         let recorded = self.shared.store.record(tenant, acts).await;
         recorded.map_err(|error| status(&error))
     }
@@ -228,7 +236,11 @@ impl NodeService {
         Ok(())
     }
 
-    fn identity(&self, principal: &Principal, certificate: Certificate) -> proto::Identity {
+    pub(super) fn identity(
+        &self,
+        principal: &Principal,
+        certificate: Certificate,
+    ) -> proto::Identity {
         proto::Identity {
             chain: certificate.chain,
             trust: Some(self.shared.authority.trust().into()),
@@ -263,7 +275,7 @@ fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
         .ok_or_else(|| refuse(Code::Unauthenticated, Reason::NotAdmitted))
 }
 
-fn holder(peer: &PeerIdentity) -> Holder {
+pub(super) fn holder(peer: &PeerIdentity) -> Holder {
     Holder {
         principal: peer.id.principal.clone(),
         serial: peer.serial.clone(),
@@ -271,7 +283,7 @@ fn holder(peer: &PeerIdentity) -> Holder {
     }
 }
 
-fn refuse(code: Code, reason: Reason) -> Status {
+pub(super) fn refuse(code: Code, reason: Reason) -> Status {
     let mut status = Status::new(code, reason.text());
     status
         .metadata_mut()
@@ -279,7 +291,7 @@ fn refuse(code: Code, reason: Reason) -> Status {
     status
 }
 
-fn bad(error: BadMessage) -> Status {
+pub(super) fn bad(error: BadMessage) -> Status {
     let mut status = Status::invalid_argument(error.to_string());
     let number = Reason::ProtocolViolation.number();
     status.metadata_mut().insert(REASON_KEY, number.into());
@@ -287,10 +299,13 @@ fn bad(error: BadMessage) -> Status {
 }
 
 /// What a node may learn of our failures: the reason, never the cause.
-fn status(error: &StoreError) -> Status {
+pub(super) fn status(error: &StoreError) -> Status {
     match error {
         StoreError::Refused(reason) => {
-            let is_about_caller = matches!(reason, Reason::TokenInvalid | Reason::IdentityRevoked);
+            let is_about_caller = matches!(
+                reason,
+                Reason::TokenInvalid | Reason::IdentityRevoked | Reason::NotAdmitted
+            );
             let code = if is_about_caller {
                 Code::Unauthenticated
             } else {
@@ -369,6 +384,18 @@ impl Node for NodeService {
         Ok(Response::new(identity))
     }
 
+    async fn recover(
+        &self,
+        request: Request<proto::RecoverRequest>,
+    ) -> Result<Response<proto::Identity>, Status> {
+        let peer = peer(&request)?;
+        if !self.budgets.join(peer.source.ip(), Instant::now()) {
+            return Err(refuse(Code::ResourceExhausted, Reason::Overloaded));
+        }
+        let identity = self.take_back(&peer, request.into_inner()).await?;
+        Ok(Response::new(identity))
+    }
+
     async fn renew(
         &self,
         request: Request<proto::RenewRequest>,
@@ -398,8 +425,14 @@ impl Node for NodeService {
         let principal = &caller.identity.id.principal;
         let seen = self.shared.store.seen(principal, None, (self.shared.now)());
         seen.await.map_err(|error| status(&error))?;
+        let request = request.into_inner();
+        if request.kept {
+            let holder = holder(&caller.identity);
+            let noted = self.shared.store.keeps(&holder, (self.shared.now)());
+            noted.await.map_err(|error| status(&error))?;
+        }
         let mut have = BTreeMap::new();
-        for row in request.into_inner().have {
+        for row in request.have {
             let tenant = row.tenant.parse().map_err(|_| bad(BadMessage("tenant")))?;
             have.insert(tenant, Has::Claimed(ViewVersion(row.version)));
         }

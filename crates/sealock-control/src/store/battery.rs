@@ -13,6 +13,10 @@ use sealock_core::view::{Entry, Head, View};
 
 use super::*;
 
+mod recover;
+
+pub(super) use recover::*;
+
 /// A back end under test.
 pub(super) trait Bench: Sized {
     /// An empty store.
@@ -93,6 +97,14 @@ pub(super) fn issuing(
 ) -> impl Fn(&Principal) -> Result<Certificate, crate::pki::PkiError> + use<> {
     let key = key.to_owned();
     move |_| Ok(certificate(&key))
+}
+
+/// Audit rows since then, and every certificate for as long as it stands.
+fn keep(audit_from: Timestamp) -> Keep {
+    Keep {
+        audit_from,
+        recoverable_from: Timestamp::MAX,
+    }
 }
 
 async fn with_tenant<B: Bench>() -> (B, Arc<dyn Store>) {
@@ -308,9 +320,9 @@ pub(super) async fn a_revocation_leaves_the_view_when_its_certificate_has_ended<
         .revoke_agent(&agent("web"), &act("agent.revoke"))
         .await;
     let (_, version) = revoke.expect("revoked");
-    store.tidy(at(3_599), at(-1)).await.expect("tidied");
+    store.tidy(at(3_599), keep(at(-1))).await.expect("tidied");
     assert!(view(&store).await.is_revoked("none", "k1"));
-    store.tidy(at(3_600), at(-1)).await.expect("tidied");
+    store.tidy(at(3_600), keep(at(-1))).await.expect("tidied");
     let seen = view(&store).await;
     assert!(!seen.is_revoked("none", "k1"));
     assert!(seen.head.version > version);
@@ -712,7 +724,7 @@ pub(super) async fn retention_takes_the_old_end_and_leaves_a_whole_chain<B: Benc
         };
         store.record(Some(&tenant()), &[act]).await.expect("kept");
     }
-    store.tidy(at(40), at(20)).await.expect("tidied");
+    store.tidy(at(40), keep(at(20))).await.expect("tidied");
     let report = store.verify_audit(Some(&tenant())).await.expect("checked");
     assert_eq!((report.rows, report.broken_at), (2, None));
     store
@@ -722,7 +734,10 @@ pub(super) async fn retention_takes_the_old_end_and_leaves_a_whole_chain<B: Benc
     let report = store.verify_audit(Some(&tenant())).await.expect("checked");
     assert_eq!((report.rows, report.broken_at), (3, None));
     store
-        .tidy(at(40).saturating_add(1.hour()).expect("in range"), at(99))
+        .tidy(
+            at(40).saturating_add(1.hour()).expect("in range"),
+            keep(at(99)),
+        )
         .await
         .expect("tidied");
     let report = store.verify_audit(Some(&tenant())).await.expect("checked");

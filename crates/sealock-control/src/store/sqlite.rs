@@ -30,12 +30,13 @@ use sqlx::sqlite::{
 use sqlx::{Connection, SqlSafeStr, Sqlite, Transaction};
 
 use super::{
-    Act, AgentRow, Apply, AuditQuery, Certificate, Counts, Holder, Issue, MayProvide, Redemption,
-    Registration, RelayRow, RootRow, RootState, Store, StoreError, TokenRow,
+    Act, AgentRow, Apply, AuditQuery, Certificate, Counts, Holder, Issue, Keep, MayProvide,
+    Recovery, Redemption, Registration, RelayRow, RootRow, RootState, Store, StoreError, TokenRow,
 };
 
 mod audit;
 mod identity;
+mod recover;
 mod registry;
 mod rules;
 
@@ -351,7 +352,16 @@ async fn migrate(path: &Path, pool: &SqlitePool) -> Result<(), OpenError> {
         include_str!("../../migrations/0001_start.sql").into_sql_str(),
         false,
     );
-    let migrated = Migrator::with_migrations(vec![start]).run(pool).await;
+    let recover = Migration::new(
+        2,
+        "recover".into(),
+        MigrationType::Simple,
+        include_str!("../../migrations/0002_recover.sql").into_sql_str(),
+        false,
+    );
+    let migrated = Migrator::with_migrations(vec![start, recover])
+        .run(pool)
+        .await;
     migrated.map_err(|error| {
         use sqlx::migrate::MigrateError::{VersionMissing, VersionTooNew};
         let path = path.to_owned();
@@ -555,6 +565,19 @@ impl Store for SqliteStore {
         change!(self, |c| identity::renew(c, holder, key_digest, now, issue))
     }
 
+    async fn recover(
+        &self,
+        recovery: &Recovery,
+        now: Timestamp,
+        issue: &Issue<'_>,
+    ) -> Result<Certificate, StoreError> {
+        change!(self, |c| recover::recover(c, recovery, now, issue))
+    }
+
+    async fn keeps(&self, holder: &Holder, now: Timestamp) -> Result<(), StoreError> {
+        change!(self, |c| recover::keeps(c, holder, now))
+    }
+
     async fn issue_own(
         &self,
         principal: &Principal,
@@ -690,9 +713,9 @@ impl Store for SqliteStore {
         look!(self, |c| audit::verify(c, tenant))
     }
 
-    async fn tidy(&self, now: Timestamp, audit_from: Timestamp) -> Result<(), StoreError> {
-        change!(self, |c| identity::tidy(c, now))?;
-        change!(self, |c| audit::prune(c, audit_from))
+    async fn tidy(&self, now: Timestamp, keep: Keep) -> Result<(), StoreError> {
+        change!(self, |c| identity::tidy(c, now, keep))?;
+        change!(self, |c| audit::prune(c, keep.audit_from))
     }
 }
 

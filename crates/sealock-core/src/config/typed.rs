@@ -233,6 +233,10 @@ options! {
     controller_certificate_ttl: Span<10, DAY> = "controller.certificate_ttl", Standard::Value("1h"),
         because "a node that missed a revocation is out within the hour",
         example "2h", "\"2h\"";
+    /// How long after its certificate ended a node may come back without a new token.
+    controller_recover_within: Span<0, { 365 * DAY }> = "controller.recover_within", Standard::Value("30d"),
+        because "a machine comes back from a holiday by itself; a disk that was lost is revoked by then",
+        example "7d", "\"7d\"";
     /// The relay's name that is asked for at joining.
     relay_name: NodeName = "relay.name", Standard::Nothing("the name that the join token or the controller gives"),
         because "a name is chosen once, at joining",

@@ -3,6 +3,8 @@
 //! A renewal replaces key and certificate. The new key is written as `next-key.pem` before the certificate and takes
 //! its place after it, so a crash at any point leaves a pair that fits.
 
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ const KEY: &str = "key.pem";
 const NEXT_KEY: &str = "next-key.pem";
 const CERTIFICATE: &str = "cert.pem";
 const TRUST: &str = "trust.json";
+const LOCK: &str = "identity.lock";
 
 /// The directory that holds a node's identity.
 #[derive(Debug, Clone)]
@@ -76,6 +79,28 @@ impl IdentityDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Keeps the other programs of this machine from replacing the identity, until dropped; nothing while one of them
+    /// does so.
+    ///
+    /// # Errors
+    /// When the lock cannot be made.
+    pub fn try_lock(&self) -> Result<Option<File>, FileError> {
+        let path = self.path.join(LOCK);
+        let failed = |source| FileError::Io {
+            verb: "locked",
+            path: path.clone(),
+            source,
+        };
+        let mut open = OpenOptions::new();
+        let open = open.create(true).truncate(false).write(true).mode(0o600);
+        let file = open.open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
     }
 
     /// The identity, or nothing when the node has not joined.

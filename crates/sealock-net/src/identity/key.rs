@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use rcgen::{CertificateParams, PublicKeyData};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sealock_core::secret::Secret;
@@ -27,6 +29,9 @@ pub enum KeyError {
     /// The cryptographic library did not do its work.
     #[error("the cryptographic library refused the key")]
     Refused(#[source] rcgen::Error),
+    /// The operating system gave no randomness.
+    #[error("the operating system gave no randomness")]
+    Randomness,
     /// The TLS library cannot sign with it.
     #[error("the TLS library refused the key")]
     Tls(#[source] rustls::Error),
@@ -69,6 +74,17 @@ impl KeyPair {
         params.distinguished_name = rcgen::DistinguishedName::new();
         let request = params.serialize_request(&self.0);
         Ok(request.map_err(KeyError::Refused)?.der().to_vec())
+    }
+
+    /// Signs bytes: ECDSA P-256 with SHA-256, ASN.1.
+    pub(crate) fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, self.pkcs8_der())
+            .map_err(|_| KeyError::Unreadable)?;
+        let signature = key.sign(&SystemRandom::new(), bytes);
+        Ok(signature
+            .map_err(|_| KeyError::Randomness)?
+            .as_ref()
+            .to_vec())
     }
 
     /// The SHA-256 of the SubjectPublicKeyInfo, lower-case hex; equals [`super::PeerIdentity::key_digest`].

@@ -24,6 +24,7 @@ use super::{
     BadMessage, DecisionRow, Enrol, Issued, REASON_KEY, RESPONSE_LIMIT, Registered, WatchEvent,
     proto,
 };
+use crate::recover::Claim;
 use crate::tls::unused_server_name;
 
 const CONNECT: Duration = Duration::from_secs(4); // dial, relay and two TLS round trips
@@ -105,6 +106,7 @@ impl From<Status> for CallError {
 #[derive(Clone)]
 pub struct NodeClient {
     generated: Generated<Channel>,
+    kept: bool,
 }
 
 impl fmt::Debug for NodeClient {
@@ -142,7 +144,18 @@ impl NodeClient {
             .keep_alive_timeout(PONG);
         let channel = endpoint.connect_with_connector_lazy(connector);
         let generated = Generated::new(channel).max_decoding_message_size(RESPONSE_LIMIT);
-        Self { generated }
+        Self {
+            generated,
+            kept: false,
+        }
+    }
+
+    /// The same client, which tells the controller that the certificate it was made with lies on this node's disk: from
+    /// then on nobody comes back with the one before it.
+    #[must_use]
+    pub fn with_kept_certificate(mut self) -> Self {
+        self.kept = true;
+        self
     }
 
     /// Joins with a token.
@@ -163,6 +176,25 @@ impl NodeClient {
         };
         let mut client = self.generated.clone();
         let identity = within(client.enrol(request)).await?;
+        Ok(identity.try_into()?)
+    }
+
+    /// Comes back with the key of a certificate that ended; the connection shows none.
+    ///
+    /// # Errors
+    /// `IDENTITY_REVOKED`, `NOT_ADMITTED`, or the controller is not there.
+    ///
+    /// # Cancel safety
+    /// Safe: a certificate that nobody got ends by itself.
+    pub async fn recover(&self, claim: &Claim, proof: Vec<u8>) -> Result<Issued, CallError> {
+        let request = proto::RecoverRequest {
+            certificate: claim.certificate.to_vec(),
+            csr: claim.csr.clone(),
+            at_ms: claim.at.as_millisecond(),
+            proof,
+        };
+        let mut client = self.generated.clone();
+        let identity = within(client.recover(request)).await?;
         Ok(identity.try_into()?)
     }
 
@@ -198,6 +230,7 @@ impl NodeClient {
             });
         let request = proto::WatchRequest {
             have: have.collect(),
+            kept: self.kept,
         };
         let mut client = self.generated.clone();
         let events = within(client.watch(request)).await?;

@@ -66,6 +66,15 @@ impl Dialer {
         }
     }
 
+    /// For a node whose certificate ended: it shows none, and judges by the roots that it trusts.
+    #[must_use]
+    pub fn for_recovery(endpoint: Endpoint, trust: &TrustStore) -> Self {
+        Self {
+            endpoint,
+            tls: tls::recover_relay_client(trust),
+        }
+    }
+
     /// Connects to a relay.
     ///
     /// # Errors

@@ -95,6 +95,7 @@ pub(crate) fn config(
         audit_retention: SignedDuration::try_from(part.audit_retention)?,
         token_ttl: SignedDuration::try_from(part.token_ttl)?,
         certificate_ttl: SignedDuration::try_from(part.certificate_ttl)?,
+        recover_within: SignedDuration::try_from(part.recover_within)?,
         limits: Limits::default(),
         admin: settings::admin_address(config, Role::Controller),
     })

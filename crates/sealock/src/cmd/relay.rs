@@ -10,6 +10,7 @@ use sealock_core::identity::Role;
 use sealock_core::reason::Reason;
 use sealock_net::identity::{IdentityDir, Trust};
 use sealock_net::join::{self, JoinError};
+use sealock_net::recover::recover_relay;
 use sealock_relay::RelayConfig;
 
 use super::ask;
@@ -39,17 +40,19 @@ pub(crate) async fn run(common: &Common, flags: Relay) -> anyhow::Result<()> {
     let places = Places::of(&config);
     let _lock = places.lock_relay()?;
     let dir = IdentityDir::open(places.relay())?;
-    if !is_usable(&dir, None)? {
-        let Some(token) = &flags.token else {
-            let text = "this relay has no identity, or an expired one";
-            return Err(Failure::new(text).hint(NEW_TOKEN).into());
-        };
+    if !is_usable(&dir, None)?
+        && let Some(token) = &flags.token
+    {
         let token = read_token(token)?;
         let naming = naming(config.relay.name.as_ref());
         let joined = join::join_relay(&token, naming, public.addresses.clone(), &dir).await;
         joined.map_err(explain)?;
         forget_views(&dir)?;
         places.keep_relay_controller(&token.addresses)?;
+    }
+    if dir.load_svid()?.is_none() {
+        let text = "this relay has no identity";
+        return Err(Failure::new(text).hint(NEW_TOKEN).into());
     }
     let controller = match &config.relay.controller {
         Some(controller) => controller.clone(),
@@ -58,6 +61,9 @@ pub(crate) async fn run(common: &Common, flags: Relay) -> anyhow::Result<()> {
                 .hint("give it with --controller HOST:PORT")
         })?,
     };
+    if !is_usable(&dir, None)? {
+        come_back(&dir, &controller).await?;
+    }
     let mut stop = Stop::new()?;
     let shown = print::list(&public.addresses);
     let relay = sealock_relay::start(self::config(&config, public.addresses.clone(), controller));
@@ -72,6 +78,26 @@ pub(crate) async fn run(common: &Common, flags: Relay) -> anyhow::Result<()> {
     print::error("stopping");
     relay.stop().await;
     Ok(())
+}
+
+/// Goes on with an identity that ended while the relay was off.
+async fn come_back(dir: &IdentityDir, controller: &HostPort) -> anyhow::Result<()> {
+    match recover_relay(dir, controller).await {
+        Ok((svid, _)) => {
+            let expires = svid.leaf().not_after;
+            tracing::warn!(%expires, "this relay's certificate had ended; it was given a new one");
+            Ok(())
+        }
+        Err(error) => {
+            let hint = if error.is_transient() {
+                "is the controller running there, and may this machine open TCP to it?"
+            } else {
+                NEW_TOKEN
+            };
+            let failure = Failure::of(error.reason()).about("this relay's certificate has ended");
+            Err(failure.hint(hint).into())
+        }
+    }
 }
 
 fn explain(error: JoinError) -> anyhow::Error {

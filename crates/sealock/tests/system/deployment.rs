@@ -36,6 +36,14 @@ pub(crate) struct Deployment {
 
 impl Deployment {
     pub(crate) async fn start(starter: Starter) -> Result<Self> {
+        Self::start_with(starter, |_| ()).await
+    }
+
+    /// The same, with a controller whose configuration was changed.
+    pub(crate) async fn start_with(
+        starter: Starter,
+        change: impl FnOnce(&mut controller::Config),
+    ) -> Result<Self> {
         let _already = rustls::crypto::aws_lc_rs::default_provider().install_default();
         // `RUST_LOG=debug cargo nextest run -p sealock --test system --no-capture` shows what goes on.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
@@ -45,21 +53,7 @@ impl Deployment {
             .try_init();
         let state = tempfile::tempdir()?;
         let scope = Scope::new("controller");
-        let config = controller::Config {
-            state_dir: state.path().join("controller"),
-            socket: state.path().join("controller/admin.sock"),
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            advertise: Vec::new(),
-            trust_domain: "sealock".parse()?,
-            name: "main".parse()?,
-            tenant: "default".parse()?,
-            starter,
-            audit_retention: SignedDuration::from_hours(24),
-            token_ttl: SignedDuration::from_mins(15),
-            certificate_ttl: SignedDuration::from_hours(1),
-            limits: Default::default(),
-            admin: None,
-        };
+        let config = controller_config(state.path(), starter, change)?;
         let controller = controller::start(config, &scope).await?;
         let relay = start_relay(state.path(), &controller).await?;
         Ok(Self {
@@ -119,6 +113,32 @@ impl Deployment {
         self.relay.stop().await;
         self.scope.shutdown(Duration::from_secs(2)).await;
     }
+}
+
+/// A controller's configuration over this state, after `change`.
+pub(crate) fn controller_config(
+    state: &Path,
+    starter: Starter,
+    change: impl FnOnce(&mut controller::Config),
+) -> Result<controller::Config> {
+    let mut config = controller::Config {
+        state_dir: state.join("controller"),
+        socket: state.join("controller/admin.sock"),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        advertise: Vec::new(),
+        trust_domain: "sealock".parse()?,
+        name: "main".parse()?,
+        tenant: "default".parse()?,
+        starter,
+        audit_retention: SignedDuration::from_hours(24),
+        token_ttl: SignedDuration::from_mins(15),
+        certificate_ttl: SignedDuration::from_hours(1),
+        recover_within: SignedDuration::from_hours(24),
+        limits: Default::default(),
+        admin: None,
+    };
+    change(&mut config);
+    Ok(config)
 }
 
 pub(crate) async fn start_relay(

@@ -6,5 +6,6 @@ mod evil_peer;
 mod evil_relay;
 mod faults;
 mod flows;
+mod returning;
 mod secrets;
 mod world;

@@ -25,6 +25,7 @@ pub(super) fn config(dir: &Path) -> Config {
         audit_retention: SignedDuration::from_hours(24),
         token_ttl: SignedDuration::from_mins(15),
         certificate_ttl: SignedDuration::from_hours(1),
+        recover_within: SignedDuration::from_hours(24),
         limits: Limits::default(),
         admin: None,
     }

@@ -37,10 +37,15 @@ const FIELDS: &[(&str, &str, Holds)] = &[
     ("EnrolRequest", "role", Holds::NoName),
     ("EnrolRequest", "addresses", Holds::NoName),
     ("EnrolRequest", "own_name", Holds::Name(Named::Agent)),
+    ("RecoverRequest", "certificate", Holds::NoName), // names its holder, which another test is about
+    ("RecoverRequest", "csr", Holds::NoName),
+    ("RecoverRequest", "at_ms", Holds::NoName),
+    ("RecoverRequest", "proof", Holds::NoName),
     ("RenewRequest", "csr", Holds::NoName),
     ("Have", "tenant", Holds::Name(Named::Tenant)),
     ("Have", "version", Holds::NoName),
     ("WatchRequest", "have", Holds::Message),
+    ("WatchRequest", "kept", Holds::NoName),
     ("Offer", "name", Holds::Name(Named::Service)),
     ("Offer", "labels", Holds::NoName),
     ("RegisterRequest", "generation", Holds::NoName),
@@ -207,11 +212,15 @@ impl Tenants {
                 // A token of the own tenant that is bound to no name.
                 let token = self.running.token(CreateRequest::default()).await;
                 let key = KeyPair::generate().expect("randomness");
+                let (asked, own) = match field {
+                    "name" => (name, String::new()),
+                    _ => (String::new(), name),
+                };
                 let request = proto::EnrolRequest {
                     secret: token.secret.expose().to_vec(),
                     csr: key.request_der().expect("signed"),
-                    name: (field == "name").then(|| name.clone()).unwrap_or_default(),
-                    own_name: (field == "own_name").then_some(name).unwrap_or_default(),
+                    name: asked,
+                    own_name: own,
                     role: proto::Role::Agent.into(),
                     addresses: Vec::new(),
                 };
@@ -226,7 +235,10 @@ impl Tenants {
                     tenant: name,
                     version: 1,
                 };
-                let request = proto::WatchRequest { have: vec![have] };
+                let request = proto::WatchRequest {
+                    have: vec![have],
+                    kept: false,
+                };
                 let mut events = raw.watch(request).await.expect("served").into_inner();
                 // The own view comes whatever was asked for; how often it changes just now says nothing.
                 let mut heard = BTreeSet::new();
@@ -290,17 +302,17 @@ impl Tenants {
     }
 }
 
-/// The tenant whose view an event brings; nothing for what concerns every tenant.
-fn head_of(event: proto::watch_event::Event) -> Option<String> {
+/// The tenant whose view an event brings; `all` for what concerns every tenant.
+fn head_of(event: proto::watch_event::Event) -> String {
     use proto::watch_event::Event;
     let head = match event {
         Event::Full(full) => full.head,
         Event::Delta(delta) => delta.head,
-        Event::Trust(_) => return None,
+        Event::Trust(_) => return "all".to_owned(),
     };
-    let head: serde_json::Value =
-        serde_json::from_slice(&head.expect("a head").head).expect("JSON");
-    Some(head["tenant"].as_str().expect("a name").to_owned())
+    let head = head.expect("a head").head;
+    let head: serde_json::Value = serde_json::from_slice(&head).expect("JSON");
+    head["tenant"].as_str().expect("a name").to_owned()
 }
 
 /// A watch that says nothing for so long has said all.

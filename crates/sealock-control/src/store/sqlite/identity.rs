@@ -11,8 +11,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{audit, from_ms, name, raise, to_json, to_ms, version};
 use crate::store::{
-    Act, Admits, Certificate, Holder, Issue, Redemption, RootRow, RootState, StoreError, TokenRow,
-    principal_text,
+    Act, Admits, Certificate, Holder, Issue, Keep, Redemption, RootRow, RootState, StoreError,
+    TokenRow, principal_text,
 };
 
 pub(super) async fn meta_or(
@@ -305,7 +305,7 @@ async fn join_relay(
     Ok(())
 }
 
-async fn refuse_revoked_key(
+pub(super) async fn refuse_revoked_key(
     connection: &mut SqliteConnection,
     key_digest: &str,
 ) -> Result<(), StoreError> {
@@ -319,7 +319,7 @@ async fn refuse_revoked_key(
     }
 }
 
-async fn record_issue(
+pub(super) async fn record_issue(
     connection: &mut SqliteConnection,
     principal: &Principal,
     now: Timestamp,
@@ -327,7 +327,7 @@ async fn record_issue(
 ) -> Result<Certificate, StoreError> {
     let certificate = issue(principal).map_err(StoreError::Issue)?;
     let tenant = principal.as_agent().map(|agent| &agent.tenant);
-    sqlx::query("INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, NULL)")
+    sqlx::query("INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, NULL, NULL)")
         .bind(&certificate.serial)
         .bind(&certificate.key_digest)
         .bind(principal_text(principal))
@@ -402,6 +402,13 @@ pub(super) async fn issue_own(
     issue: &Issue<'_>,
 ) -> Result<Certificate, StoreError> {
     let certificate = record_issue(connection, principal, now, issue).await?;
+    // This process needs nobody to come back to, so the certificate before is of no more use.
+    let holder = Holder {
+        principal: principal.clone(),
+        serial: certificate.serial.clone(),
+        key_digest: certificate.key_digest.clone(),
+    };
+    super::recover::keeps(connection, &holder, now).await?;
     let act = Act::done(now, principal, "controller.issue", principal)
         .with(json!({"serial": certificate.serial}));
     audit::record(connection, None, &[act]).await?;
@@ -469,6 +476,7 @@ pub(super) async fn revoke_agent(
 pub(super) async fn tidy(
     connection: &mut SqliteConnection,
     now: Timestamp,
+    keep: Keep,
 ) -> Result<(), StoreError> {
     // A view shows revocations until the certificate ends by itself; the change needs a version of its own.
     let tenants: Vec<(String,)> = sqlx::query_as(
@@ -481,10 +489,7 @@ pub(super) async fn tidy(
     for (tenant,) in tenants {
         raise(connection, &name("tenant", &tenant)?).await?;
     }
-    sqlx::query("DELETE FROM certificates WHERE not_after <= ?")
-        .bind(to_ms(now))
-        .execute(&mut *connection)
-        .await?;
+    super::recover::drop_ended(connection, now, keep.recoverable_from).await?;
     // Kept for a day, so that the record can still say that a token was used rather than unknown.
     let day_ago = now.checked_sub(24.hours()).unwrap_or(now);
     sqlx::query("DELETE FROM tokens WHERE expires <= ?")

@@ -81,6 +81,11 @@ battery! { Sqlite:
     retention_takes_the_old_end_and_leaves_a_whole_chain
     a_kill_loses_nothing_that_was_confirmed
     the_first_value_of_a_setting_stays
+    a_node_comes_back_by_the_last_certificate_that_it_kept
+    an_answer_that_was_lost_locks_nobody_out
+    whoever_is_revoked_or_too_late_or_unknown_does_not_come_back
+    a_proof_is_taken_once
+    what_is_replaced_is_dropped_and_what_may_come_back_is_not
 }
 
 fn tenant() -> TenantName {
@@ -280,17 +285,17 @@ async fn of_two_controllers_over_one_database_only_one_redeems_a_token() {
         stores[0].add_token(&token, &act).await.expect("kept");
         let attempts = (0..2 * EACH).map(|number| {
             let store = Arc::clone(&stores[number % 2]);
-            tokio::spawn(async move {
+            async move {
                 let key = format!("key-{round}-{number}");
                 let name = format!("a{round}-{number}");
                 let wanted = crate::store::battery::redemption(round, &name, &key);
                 let issue = crate::store::battery::issuing(&key);
                 store.redeem(&wanted, at(1), &issue).await
-            })
+            }
         });
         let mut won = 0;
-        for attempt in attempts.collect::<Vec<_>>() {
-            match attempt.await.expect("no panic") {
+        for outcome in futures_util::future::join_all(attempts).await {
+            match outcome {
                 Ok(_) => won += 1,
                 Err(StoreError::Refused(Reason::TokenInvalid)) => {}
                 Err(error) => panic!("round {round}: {error:?}"),
