@@ -1,6 +1,6 @@
 //! What we ask of the operating system beyond the standard library, one question per function.
 //!
-//! This is the one module that may hold `unsafe`; it holds none as long as a maintained crate makes the call safely.
+//! This is the one module that may hold `unsafe`, and only where no maintained crate makes the call safely.
 //! Deliberately absent: decisions. Callers say what an answer means.
 
 use std::io;
@@ -9,6 +9,10 @@ use std::os::fd::AsFd;
 
 use parking_lot::Mutex;
 use rustix::fs::Mode;
+
+mod errors;
+
+pub use errors::{PacketError, keep_errors, next_error};
 
 // The mask belongs to the process: a directory made by another thread meanwhile would lose its search bit.
 static UMASK: Mutex<()> = Mutex::new(());
@@ -73,17 +77,26 @@ pub fn raise_buffers(socket: impl AsFd, bytes: usize) -> io::Result<BufferSizes>
 /// When there is no way to it.
 pub fn route_mtu(address: SocketAddr) -> io::Result<u32> {
     use rustix::net::sockopt;
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(address)?; // sends nothing
+    let socket = connected_udp(address)?;
     let mtu = match address {
         SocketAddr::V4(_) => sockopt::ip_mtu(&socket)?,
         SocketAddr::V6(_) => sockopt::ipv6_mtu(&socket)?,
     };
     Ok(mtu)
+}
+
+/// A UDP socket that speaks with `remote` alone, from the address that the way to it begins at at this time.
+///
+/// # Errors
+/// When there is no way to it.
+pub fn connected_udp(remote: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match remote {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(remote)?; // sends nothing
+    Ok(socket)
 }
 
 #[cfg(test)]
