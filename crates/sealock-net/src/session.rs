@@ -87,7 +87,9 @@ impl Session {
     /// # Errors
     /// When the session is lost.
     pub async fn open_controller(&self) -> Result<BiStream, Reason> {
-        self.open_stream(&Message::Controller).await
+        let stream = self.open_stream(&Message::Controller).await?;
+        stream.stand_by();
+        Ok(stream)
     }
 
     async fn open_stream(&self, head: &Message) -> Result<BiStream, Reason> {

@@ -7,6 +7,7 @@
 pub mod admission;
 mod carrier;
 mod keys;
+mod pulse;
 mod quic;
 
 use std::net::SocketAddr;
@@ -26,9 +27,10 @@ pub use quic::{Endpoint, Incoming};
 pub struct Settings {
     /// Streams that the other side may have open at once. Room is made as they come, not before.
     pub streams: u32,
-    /// How often a connection that is otherwise silent shows that it is alive; the dialling side does it.
+    /// How often an idle connection shows that it is alive, soon after it was in use; the dialling side does it. One that
+    /// idles for long does it more seldom, and one with streams more often.
     pub keep_alive: Duration,
-    /// The silence after which a connection is given up.
+    /// The silence after which an idle connection is given up, at the latest.
     pub idle_timeout: Duration,
 }
 
@@ -36,9 +38,17 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             streams: 100,
-            keep_alive: Duration::from_secs(1), // also keeps NAT mappings, the shortest live 20 s
-            idle_timeout: Duration::from_secs(10), // ten keep-alives lost; a Wi-Fi roam takes 3 to 8 s
+            keep_alive: Duration::from_secs(1), // a relay that restarts learns within it who is still there
+            idle_timeout: Duration::from_secs(30), // the longest time between keep-alives, and room for lost ones
         }
+    }
+}
+
+impl Settings {
+    /// How seldom a connection that idles for long shows that it is alive.
+    fn seldom(&self) -> Duration {
+        // Two that are lost must not be the end.
+        pulse::SELDOM.min(self.idle_timeout / 2)
     }
 }
 
@@ -57,6 +67,9 @@ pub enum Lost {
     /// The other side does not know the connection any more: it restarted.
     #[error("the other side restarted")]
     PeerRestarted,
+    /// Nothing was heard, and the other side's machine says that nobody listens there: its process is gone.
+    #[error("the other side's process is gone")]
+    PeerGone,
     /// The other side's QUIC did not understand ours, or the other way round.
     #[error("the transport broke down (code {code:#x})")]
     Transport {
@@ -72,7 +85,7 @@ impl Lost {
         match self {
             Self::ByPeer(reason) => *reason,
             Self::ByUs => Reason::Cancelled,
-            Self::Silent | Self::PeerRestarted => Reason::SessionLost,
+            Self::Silent | Self::PeerRestarted | Self::PeerGone => Reason::SessionLost,
             Self::Transport { .. } => Reason::ProtocolViolation,
         }
     }
@@ -134,6 +147,7 @@ impl ConnectError {
                 Lost::ByUs => Reason::Cancelled,
                 Lost::Silent
                 | Lost::PeerRestarted
+                | Lost::PeerGone
                 | Lost::Transport {
                     code: CONNECTION_REFUSED,
                 } => Reason::RelayUnreachable,

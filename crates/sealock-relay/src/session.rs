@@ -82,7 +82,9 @@ async fn greet(
 ) -> Result<(Control, Arc<Live>), Reason> {
     judge::admits(&shared.views, &agent, &peer)?;
     let hear = async {
-        let BiStream { recv, send } = connection.accept_bi().await?;
+        let control = connection.accept_bi().await?;
+        control.stand_by();
+        let BiStream { recv, send } = control;
         let mut inbox = Inbox::new(recv);
         let mut side = RelaySide::default();
         let message = inbox.next().await.map_err(ReadError::reason)?;
@@ -242,7 +244,10 @@ fn take_in(
                 hop::run(&shared.hop, arrival).await;
             }
             Ok(Ok(Message::Controller)) => match controller.try_acquire_owned() {
-                Ok(_slot) => shared.controller.join(leg).await,
+                Ok(_slot) => {
+                    leg.stand_by();
+                    shared.controller.join(leg).await;
+                }
                 Err(_full) => leg.reset(Reason::QuotaExceeded),
             },
             Ok(Ok(_) | Err(_)) => leg.reset(Reason::ProtocolViolation),

@@ -76,10 +76,12 @@ const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
 
 async fn greet(config: &SessionConfig, connection: &Connection) -> Result<(Control, u64), Reason> {
     let talk = async {
+        let control = connection.open_bi().await?;
+        control.stand_by();
         let BiStream {
             recv: reader,
             send: mut writer,
-        } = connection.open_bi().await?;
+        } = control;
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
             instance: config.instance,

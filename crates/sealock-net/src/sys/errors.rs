@@ -64,7 +64,10 @@ const CONTROL_SPACE: usize = 256; // the error, the address of who reported it, 
 ///
 /// # Errors
 /// When the socket cannot be asked.
-#[expect(unsafe_code, reason = "no crate that we use reads this queue with its control messages")]
+#[expect(
+    unsafe_code,
+    reason = "no crate that we use reads this queue with its control messages"
+)]
 pub fn next_error(socket: impl AsFd) -> io::Result<Option<PacketError>> {
     #[repr(align(8))] // as control messages are
     struct Control([u8; CONTROL_SPACE]);
@@ -159,8 +162,15 @@ mod tests {
 
     #[test]
     fn a_machine_that_has_no_such_port_says_so_and_for_which() {
-        for (bind, any) in [("0.0.0.0:0", "127.0.0.1:0"), ("[::]:0", "[::1]:0"), ("[::]:0", "127.0.0.1:0")] {
-            let gone = UdpSocket::bind(any).expect("a port").local_addr().expect("bound");
+        for (bind, any) in [
+            ("0.0.0.0:0", "127.0.0.1:0"),
+            ("[::]:0", "[::1]:0"),
+            ("[::]:0", "127.0.0.1:0"),
+        ] {
+            let gone = UdpSocket::bind(any)
+                .expect("a port")
+                .local_addr()
+                .expect("bound");
             let mut target = gone;
             if bind.starts_with('[')
                 && let SocketAddr::V4(v4) = gone
@@ -168,7 +178,11 @@ mod tests {
                 target = SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()));
             }
             let error = error_of(bind, target).expect("an answer");
-            assert_eq!((error.remote, error.nobody_listens), (target, true), "{bind} {any}");
+            assert_eq!(
+                (error.remote, error.nobody_listens),
+                (target, true),
+                "{bind} {any}"
+            );
         }
     }
 }

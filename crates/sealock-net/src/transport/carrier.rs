@@ -167,6 +167,14 @@ impl BiStream {
         }
     }
 
+    /// Says that the stream stands for as long as its connection does and carries nobody's bytes: it alone is no reason
+    /// to ask the peer all the time whether it is there.
+    pub fn stand_by(&self) {
+        match &self.send.0 {
+            SendCarrier::Quic(it) => it.stand_by(),
+        }
+    }
+
     /// Gives both directions up.
     pub fn reset(mut self, reason: Reason) {
         self.send.reset(reason);

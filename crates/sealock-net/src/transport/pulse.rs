@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Lost;
 
 /// How often a peer is asked while streams run on the connection.
-pub const ATTENTIVE: Duration = Duration::from_millis(250); // a fraction of what people notice, 4 packets a second
+pub(super) const ATTENTIVE: Duration = Duration::from_millis(250); // a fraction of what people notice, 4 packets a second
 /// The silence that ends a connection with streams: with the one interval before it is noticed, two seconds in all.
 const SILENCE: Duration = Duration::from_millis(1_750);
 /// On a way so long that answers are late by nature, this many round trips.
@@ -26,11 +26,11 @@ const IDLE_SILENCE: Duration = Duration::from_secs(10);
 /// How long an idle connection is asked as often as before, so that a restart of the other side shows at once.
 const BACK_OFF_AFTER: Duration = Duration::from_secs(120);
 /// How seldom an idle connection is asked in the end.
-pub const SELDOM: Duration = Duration::from_secs(15); // the shortest-lived NAT mappings live 20 s
+pub(super) const SELDOM: Duration = Duration::from_secs(15); // the shortest-lived NAT mappings live 20 s
 
 /// Which side of a connection asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(super) enum Side {
     /// It dialled: it keeps the connection alive, and wants its own probes answered.
     Dialled,
     /// It listens: it asks only when it has not heard from a peer that has streams open.
@@ -39,35 +39,35 @@ pub enum Side {
 
 /// What was seen since the last look.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Seen {
+pub(super) struct Seen {
     /// The peer answered something of ours.
-    pub answered: bool,
+    pub(super) answered: bool,
     /// The peer said anything that is authentic.
-    pub heard: bool,
+    pub(super) heard: bool,
     /// Streams run that carry somebody's bytes.
-    pub attended: bool,
+    pub(super) attended: bool,
     /// Since the silence began, the peer's machine said that nobody listens there.
-    pub refused: bool,
+    pub(super) refused: bool,
     /// The time of a round trip.
-    pub rtt: Duration,
+    pub(super) rtt: Duration,
 }
 
 /// What to do now, and when to look again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub(super) struct Step {
     /// Ask the peer.
-    pub probe: bool,
+    pub(super) probe: bool,
     /// Look whether this side's own address has changed.
-    pub doubt: bool,
+    pub(super) doubt: bool,
     /// The connection is over.
-    pub verdict: Option<Lost>,
+    pub(super) verdict: Option<Lost>,
     /// When to look again; sooner when the first stream opens. Nothing: only then.
-    pub next: Option<Instant>,
+    pub(super) next: Option<Instant>,
 }
 
 /// Whether a peer is there.
 #[derive(Debug)]
-pub struct Pulse {
+pub(super) struct Pulse {
     side: Side,
     /// The interval of an idle connection soon after it was in use.
     keep_alive: Duration,
@@ -87,7 +87,7 @@ pub struct Pulse {
 impl Pulse {
     /// A connection that is up since `now`. An idle one is asked every `keep_alive`, later every `seldom`.
     #[must_use]
-    pub fn new(side: Side, keep_alive: Duration, seldom: Duration, now: Instant) -> Self {
+    pub(super) fn new(side: Side, keep_alive: Duration, seldom: Duration, now: Instant) -> Self {
         Self {
             side,
             keep_alive,
@@ -101,8 +101,14 @@ impl Pulse {
         }
     }
 
+    /// Whether streams ran at the last look.
+    #[must_use]
+    pub(super) fn is_attentive(&self) -> bool {
+        self.attended
+    }
+
     /// Looks at what was seen, at the time that the last step named or when a stream opens.
-    pub fn handle_look(&mut self, now: Instant, seen: Seen) -> Step {
+    pub(super) fn handle_look(&mut self, now: Instant, seen: Seen) -> Step {
         let ran = self.ran(now);
         self.looked = now;
         let step = match (seen.attended, self.side) {
@@ -122,7 +128,7 @@ impl Pulse {
     /// of processor time, in which answers have been waiting for us.
     fn ran(&self, now: Instant) -> Duration {
         let passed = now.saturating_duration_since(self.looked);
-        passed.min(self.planned + self.planned / 2)
+        passed.min(self.planned)
     }
 
     fn alive(&self, seen: Seen) -> bool {

@@ -1,32 +1,37 @@
 //! QUIC by the noq library, which no other module names.
 
 mod places;
+mod socket;
 mod stream;
+mod watch;
+mod wire;
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use noq::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use noq::{
-    AckFrequencyConfig, ConnectionError, EndpointConfig, MtuDiscoveryConfig, PathId, TokioRuntime,
-    TransportConfig, VarInt,
+    AckFrequencyConfig, ConnectionError, MtuDiscoveryConfig, PathId, TransportConfig, VarInt,
 };
 use rustls_pki_types::CertificateDer;
 use sealock_core::reason::Reason;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::Instant;
 
+use super::pulse::Side;
 use super::{Alert, ConnectError, Lost, Settings, TransportKeys};
 use crate::identity::PeerIdentity;
 use crate::sys;
+use crate::task::Scope;
 use crate::tls::verify::VerifyError;
 use crate::tls::{UNUSED_NAME, peer_identity};
 
 use places::{Places, STREAMS_AT_FIRST};
 use stream::halves;
 pub(crate) use stream::{RecvHalf, SendHalf};
+use watch::Watch;
+use wire::{Dialled, Wire};
 
 // More than ~1 000 gaps in one stream end the whole connection, and 2 MiB are ~1 700 packets: the most that is safe.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
@@ -56,11 +61,7 @@ fn packet_sizes(peer: SocketAddr) -> Option<MtuDiscoveryConfig> {
     Some(sizes)
 }
 
-fn transport(
-    settings: &Settings,
-    sizes: Option<MtuDiscoveryConfig>,
-    dials: bool,
-) -> TransportConfig {
+fn transport(settings: &Settings, sizes: Option<MtuDiscoveryConfig>) -> TransportConfig {
     let mut config = TransportConfig::default();
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(PACKETS_PER_ACK.into());
@@ -74,7 +75,6 @@ fn transport(
         .send_window(CONNECTION_WINDOW.into())
         .datagram_receive_buffer_size(None) // the protocol has none
         .max_idle_timeout(Some(idle))
-        .keep_alive_interval(dials.then_some(settings.keep_alive))
         .enable_segmentation_offload(true)
         .mtu_discovery_config(Some(sizes.unwrap_or_default()))
         .ack_frequency_config(Some(acks))
@@ -82,24 +82,34 @@ fn transport(
     config
 }
 
-/// A UDP socket from which and to which connections are made.
+/// From where and to where connections are made.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    inner: noq::Endpoint,
+    way: Way,
     settings: Settings,
+    keys: TransportKeys,
     server: Option<noq::ServerConfig>,
+    /// The watches over the connections.
+    tasks: Arc<Scope>,
+}
+
+#[derive(Debug, Clone)]
+enum Way {
+    /// One socket for all, which others can come in by.
+    Listens(Arc<Wire>),
+    /// A socket for each connection.
+    Dials(Arc<Dialled>),
 }
 
 impl Endpoint {
-    /// An endpoint that only dials, from any port and both address families where the machine has them.
+    /// An endpoint that only dials, from a port of its own for each connection, which nobody else can reach.
     ///
     /// # Errors
-    /// When no socket can be had. Must be called within the runtime.
+    /// None; the sockets are made as connections are.
     pub fn client(settings: Settings) -> io::Result<Self> {
-        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        let socket = bind(any).or_else(|_| bind((Ipv4Addr::UNSPECIFIED, 0).into()))?;
         let keys = TransportKeys::generate();
-        Self::on(socket, None, settings, &keys)
+        let way = Way::Dials(Arc::default());
+        Ok(Self::new(way, settings, keys, None))
     }
 
     /// An endpoint that listens at `address`, and can dial as well.
@@ -115,46 +125,38 @@ impl Endpoint {
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = noq::ServerConfig::with_crypto(Arc::new(crypto));
         config
-            .transport_config(Arc::new(transport(&settings, None, false)))
+            .transport_config(Arc::new(transport(&settings, None)))
             .max_incoming(INCOMING_QUEUE)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_TOTAL);
-        Self::on(bind(address)?, Some(config), settings, keys)
+        let way = Way::Listens(Wire::listen(address, config.clone(), keys)?);
+        Ok(Self::new(way, settings, keys.clone(), Some(config)))
     }
 
-    fn on(
-        socket: Socket,
-        server: Option<noq::ServerConfig>,
+    fn new(
+        way: Way,
         settings: Settings,
-        keys: &TransportKeys,
-    ) -> io::Result<Self> {
-        let sizes = sys::raise_buffers(&socket, SOCKET_BUFFER)?;
-        tracing::debug!(
-            receive = sizes.receive,
-            send = sizes.send,
-            "socket buffers are set"
-        );
-        let mut config = EndpointConfig::new(Arc::new(keys.reset_key()));
-        let ids = keys.connection_ids();
-        config
-            .cid_generator(Arc::new(move || Box::new(ids.clone())))
-            .max_udp_payload_size(PACKET_LIMIT)
-            .map_err(io::Error::other)?;
-        let runtime = Arc::new(TokioRuntime);
-        let inner = noq::Endpoint::new(config, server.clone(), socket.into(), runtime)?;
-        Ok(Self {
-            inner,
+        keys: TransportKeys,
+        server: Option<noq::ServerConfig>,
+    ) -> Self {
+        Self {
+            way,
             settings,
+            keys,
             server,
-        })
+            tasks: Arc::new(Scope::new("watches")),
+        }
     }
 
-    /// The address that the socket is bound to.
+    /// The address that is listened at.
     ///
     /// # Errors
-    /// When the system does not tell.
+    /// When the system does not tell, or this endpoint only dials.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
+        match &self.way {
+            Way::Listens(wire) => wire.endpoint.local_addr(),
+            Way::Dials(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Connects, and returns when the other side has accepted our certificate as well.
@@ -173,14 +175,14 @@ impl Endpoint {
         let crypto = QuicClientConfig::try_from(tls).map_err(|_| ConnectError::Endpoint)?;
         let mut config = noq::ClientConfig::new(Arc::new(crypto));
         config
-            .transport_config(Arc::new(transport(
-                &self.settings,
-                packet_sizes(address),
-                true,
-            )))
+            .transport_config(Arc::new(transport(&self.settings, packet_sizes(address))))
             .token_store(Arc::new(noq::NoneTokenStore)); // a token would link our connections
-        let connecting = self
-            .inner
+        let wire = match &self.way {
+            Way::Listens(wire) => Arc::clone(wire),
+            Way::Dials(dialled) => self.dial(dialled, address)?,
+        };
+        let connecting = wire
+            .endpoint
             .connect_with(config, address, UNUSED_NAME)
             .map_err(|error| connect_error(&error, address))?;
         let handshake = async {
@@ -189,7 +191,29 @@ impl Endpoint {
             connection.handshake_confirmed().await?;
             Ok(connection)
         };
-        finish(handshake, self.settings, deadline).await
+        let made = Made {
+            wire: Arc::clone(&wire),
+            side: Side::Dialled,
+            settings: self.settings,
+            tasks: Arc::clone(&self.tasks),
+        };
+        tokio::select! {
+            biased; // a handshake that is done counts
+            made = made.finish(handshake, deadline) => made,
+            () = wire.nobody_there() => Err(ConnectError::Lost(Lost::PeerGone)),
+        }
+    }
+
+    fn dial(&self, dialled: &Dialled, address: SocketAddr) -> Result<Arc<Wire>, ConnectError> {
+        if dialled.is_closed() {
+            return Err(ConnectError::Endpoint);
+        }
+        let wire = Wire::dial(address, &self.keys).map_err(|error| {
+            tracing::debug!(err = %error, "there is no way to this address");
+            ConnectError::Address(address)
+        })?;
+        dialled.add(&wire);
+        Ok(wire)
     }
 
     /// Waits for somebody at the door; nothing is done for them before [`Incoming::handshake`].
@@ -199,22 +223,43 @@ impl Endpoint {
     /// # Cancel safety
     /// Safe.
     pub async fn accept(&self) -> Option<Incoming> {
+        let Way::Listens(wire) = &self.way else {
+            return None;
+        };
         Some(Incoming {
-            inner: self.inner.accept().await?,
-            settings: self.settings,
+            inner: wire.endpoint.accept().await?,
+            made: Made {
+                wire: Arc::clone(wire),
+                side: Side::Listens,
+                settings: self.settings,
+                tasks: Arc::clone(&self.tasks),
+            },
             server: self.server.clone(),
         })
+    }
+
+    fn wires(&self) -> Vec<Arc<Wire>> {
+        match &self.way {
+            Way::Listens(wire) => vec![Arc::clone(wire)],
+            Way::Dials(dialled) => dialled.all(),
+        }
     }
 
     /// How many connections are open.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.inner.open_connections()
+        let open = |wire: &Arc<Wire>| wire.endpoint.open_connections();
+        self.wires().iter().map(open).sum()
     }
 
     /// Closes every connection and accepts no more.
     pub fn close(&self, reason: Reason) {
-        self.inner.close(reason.number().into(), b"");
+        if let Way::Dials(dialled) = &self.way {
+            dialled.close();
+        }
+        for wire in self.wires() {
+            wire.endpoint.close(reason.number().into(), b"");
+        }
     }
 
     /// Waits until peers have been told of closed connections, or three round trips have passed.
@@ -222,25 +267,17 @@ impl Endpoint {
     /// # Cancel safety
     /// Safe.
     pub async fn wait_idle(&self) {
-        self.inner.wait_idle().await;
+        for wire in self.wires() {
+            wire.endpoint.wait_idle().await;
+        }
     }
-}
-
-fn bind(address: SocketAddr) -> io::Result<Socket> {
-    let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-    if address.ip().is_unspecified() && address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    socket.bind(&address.into())?;
-    Ok(socket)
 }
 
 /// Somebody at the door, of whom only the address is known. Dropping it refuses.
 #[derive(Debug)]
 pub struct Incoming {
     inner: noq::Incoming,
-    settings: Settings,
+    made: Made,
     server: Option<noq::ServerConfig>,
 }
 
@@ -285,14 +322,14 @@ impl Incoming {
         let sizes = packet_sizes(self.inner.remote_address());
         let connecting = match (self.server, sizes) {
             (Some(mut server), Some(sizes)) => {
-                let transport = transport(&self.settings, Some(sizes), false);
+                let transport = transport(&self.made.settings, Some(sizes));
                 server.transport_config(Arc::new(transport));
                 self.inner.accept_with(Arc::new(server))
             }
             (_, None) | (None, _) => self.inner.accept(),
         };
         let connecting = connecting.map_err(failed_handshake)?;
-        finish(connecting, self.settings, deadline).await
+        self.made.finish(connecting, deadline).await
     }
 }
 
@@ -300,30 +337,48 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-async fn finish(
-    handshake: impl Future<Output = Result<noq::Connection, ConnectionError>>,
+/// What a connection is made on and with.
+#[derive(Debug)]
+struct Made {
+    wire: Arc<Wire>,
+    side: Side,
     settings: Settings,
-    deadline: Instant,
-) -> Result<super::Connection, ConnectError> {
-    let connection = tokio::time::timeout_at(deadline, handshake)
-        .await
-        .map_err(|_| ConnectError::Timeout)?
-        .map_err(failed_handshake)?;
-    let chain = connection
-        .peer_identity()
-        .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let peer =
-        peer_identity(chain.as_ref().map(|chain| chain.as_slice())).map_err(ConnectError::Leaf)?;
-    let alpn = connection
-        .handshake_data()
-        .and_then(|data| data.downcast::<HandshakeData>().ok())
-        .and_then(|data| data.protocol);
-    let facts = Arc::new(Facts { peer, alpn });
-    Ok(super::Connection::quic(Connection {
-        places: Places::new(&settings),
-        inner: connection,
-        facts,
-    }))
+    tasks: Arc<Scope>,
+}
+
+impl Made {
+    async fn finish(
+        self,
+        handshake: impl Future<Output = Result<noq::Connection, ConnectionError>>,
+        deadline: Instant,
+    ) -> Result<super::Connection, ConnectError> {
+        let connection = tokio::time::timeout_at(deadline, handshake)
+            .await
+            .map_err(|_| ConnectError::Timeout)?
+            .map_err(failed_handshake)?;
+        let chain = connection
+            .peer_identity()
+            .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let peer = peer_identity(chain.as_ref().map(|chain| chain.as_slice()))
+            .map_err(ConnectError::Leaf)?;
+        let alpn = connection
+            .handshake_data()
+            .and_then(|data| data.downcast::<HandshakeData>().ok())
+            .and_then(|data| data.protocol);
+        let facts = Arc::new(Facts { peer, alpn });
+        let Self {
+            wire,
+            side,
+            settings,
+            tasks,
+        } = self;
+        Ok(super::Connection::quic(Connection {
+            places: Places::new(&settings),
+            watch: Watch::begin(&connection, wire, side, &settings, tasks),
+            inner: connection,
+            facts,
+        }))
+    }
 }
 
 fn connect_error(error: &noq::ConnectError, address: SocketAddr) -> ConnectError {
@@ -392,6 +447,7 @@ pub(crate) struct Connection {
     inner: noq::Connection,
     facts: Arc<Facts>,
     places: Arc<Places>,
+    watch: Arc<Watch>,
 }
 
 impl Connection {
@@ -417,8 +473,9 @@ impl Connection {
     /// # Cancel safety
     /// Safe.
     pub(crate) async fn open_bi(&self) -> Result<(SendHalf, RecvHalf), Lost> {
-        let (send, recv) = self.inner.open_bi().await.map_err(|error| lost(&error))?;
-        Ok(halves(send, recv, None))
+        let opened = self.inner.open_bi().await;
+        let (send, recv) = opened.map_err(|error| self.watch.lost(&error))?;
+        Ok(halves(send, recv, self.watch.hold(None)))
     }
 
     /// Waits for a stream that the other side opens.
@@ -429,12 +486,13 @@ impl Connection {
     /// # Cancel safety
     /// Safe.
     pub(crate) async fn accept_bi(&self) -> Result<(SendHalf, RecvHalf), Lost> {
-        let (send, recv) = self.inner.accept_bi().await.map_err(|error| lost(&error))?;
+        let accepted = self.inner.accept_bi().await;
+        let (send, recv) = accepted.map_err(|error| self.watch.lost(&error))?;
         let (place, more) = self.places.take();
         if let Some(more) = more {
             self.inner.set_max_concurrent_bi_streams(more.into());
         }
-        Ok(halves(send, recv, Some(Arc::new(place))))
+        Ok(halves(send, recv, self.watch.hold(Some(place))))
     }
 
     /// Lets the other side have this many streams open at once; fewer than before takes effect as streams end.
@@ -456,13 +514,14 @@ impl Connection {
     /// # Cancel safety
     /// Safe.
     pub(crate) async fn closed(&self) -> Lost {
-        lost(&self.inner.closed().await)
+        self.watch.lost(&self.inner.closed().await)
     }
 
     /// How the connection ended, if it has.
     #[must_use]
     pub(crate) fn close_reason(&self) -> Option<Lost> {
-        self.inner.close_reason().as_ref().map(lost)
+        let ended = self.inner.close_reason();
+        ended.map(|error| self.watch.lost(&error))
     }
 
     /// The round-trip time as QUIC sees it.

@@ -17,6 +17,8 @@ use crate::identity::{IdentityStore, TrustStore};
 use crate::task::Scope;
 use crate::tls::{self, alpn};
 
+mod detection;
+
 struct Net {
     ca: TestCa,
     trust: TrustStore,

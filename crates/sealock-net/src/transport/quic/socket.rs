@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -104,7 +105,10 @@ impl AsyncUdpSocket for Port {
                 self.state.recv(io.into(), bufs, meta)
             });
             match received {
-                Ok(count) => return Poll::Ready(Ok(count)),
+                Ok(count) => {
+                    self.refusals.heard.store(true, Ordering::Relaxed);
+                    return Poll::Ready(Ok(count));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if is_of_the_socket(&error) => return Poll::Ready(Err(error)),
                 // Of a packet that we sent.
@@ -196,6 +200,7 @@ pub(super) struct Refusals {
     socket: Arc<UdpSocket>,
     /// The newest last, one for each port.
     told: Arc<Mutex<VecDeque<(SocketAddr, Instant)>>>,
+    heard: Arc<AtomicBool>,
 }
 
 impl Refusals {
@@ -203,6 +208,7 @@ impl Refusals {
         Self {
             socket,
             told: Arc::default(),
+            heard: Arc::default(),
         }
     }
 
@@ -213,6 +219,11 @@ impl Refusals {
         let told = self.told.lock();
         told.iter()
             .any(|&(port, when)| port == remote && when >= begin)
+    }
+
+    /// Whether a packet of anybody has come in.
+    pub(super) fn heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
     }
 
     /// Empties the socket's queue of errors, which shares its room with what it receives.
@@ -277,35 +288,66 @@ mod tests {
         received.expect("something came").expect("no error")
     }
 
+    async fn listener(address: SocketAddr) -> UdpSocket {
+        UdpSocket::bind(address).await.expect("a port")
+    }
+
+    /// All of a hundred packets.
+    async fn hear(listener: &UdpSocket) {
+        let mut buffer = [0; 16];
+        for _ in 0..100 {
+            let heard = tokio::time::timeout(Duration::from_secs(5), listener.recv(&mut buffer));
+            assert_eq!(heard.await.expect("all of them").expect("no error"), 6);
+        }
+    }
+
     #[tokio::test]
     async fn a_closed_port_of_one_peer_loses_no_packet_of_another() {
-        for connected in [false, true] {
-            let other = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
-            let alive = other.local_addr().expect("bound");
-            let closed = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
-            let gone = closed.local_addr().expect("bound");
-            drop(closed);
-            let mut port = port(connected.then_some(alive));
-            let begin = Instant::now();
-            let mut sender = port.create_sender();
-            for _ in 0..100 {
-                send(&mut sender, gone).await;
-                send(&mut sender, alive).await;
-            }
-            let mut buffer = [0; 16];
-            for _ in 0..100 {
-                let heard = tokio::time::timeout(Duration::from_secs(5), other.recv(&mut buffer));
-                assert_eq!(heard.await.expect("all of them").expect("no error"), 6);
-            }
-            let ours = port.local_addr().expect("bound");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (other, closed) = (listener(any).await, listener(any).await);
+        let alive = other.local_addr().expect("bound");
+        let gone = closed.local_addr().expect("bound");
+        drop(closed);
+        let mut port = port(None);
+        let begin = Instant::now();
+        let mut sender = port.create_sender();
+        for _ in 0..100 {
             send(&mut sender, gone).await;
-            other.send_to(b"answer", ours).await.expect("sent");
-            assert_eq!(receive(&mut port).await, 6);
-            let refusals = port.refusals();
-            assert!(refusals.since(gone, begin), "connected: {connected}");
-            assert!(!refusals.since(alive, begin), "connected: {connected}");
-            assert!(!refusals.since(gone, Instant::now()), "told before");
+            send(&mut sender, alive).await;
         }
+        hear(&other).await;
+        let ours = port.local_addr().expect("bound");
+        send(&mut sender, gone).await;
+        other.send_to(b"answer", ours).await.expect("sent");
+        assert_eq!(receive(&mut port).await, 6);
+        let refusals = port.refusals();
+        assert!(refusals.since(gone, begin));
+        assert!(!refusals.since(alive, begin));
+        assert!(!refusals.since(gone, Instant::now()), "told before");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_was_gone_and_is_back_is_spoken_with_over_the_same_socket() {
+        let first = listener((Ipv4Addr::LOCALHOST, 0).into()).await;
+        let peer = first.local_addr().expect("bound");
+        let mut port = port(Some(peer));
+        let begin = Instant::now();
+        let mut sender = port.create_sender();
+        send(&mut sender, peer).await;
+        assert!(!port.refusals().since(peer, begin));
+        drop(first);
+        for _ in 0..3 {
+            send(&mut sender, peer).await;
+        }
+        assert!(port.refusals().since(peer, begin));
+        let second = listener(peer).await;
+        for _ in 0..100 {
+            send(&mut sender, peer).await;
+        }
+        hear(&second).await;
+        let ours = port.local_addr().expect("bound");
+        second.send_to(b"answer", ours).await.expect("sent");
+        assert_eq!(receive(&mut port).await, 6);
     }
 
     #[tokio::test]

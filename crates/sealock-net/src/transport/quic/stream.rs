@@ -9,27 +9,26 @@ use futures_util::FutureExt;
 use sealock_core::reason::Reason;
 use tokio::io::ReadBuf;
 
-use super::lost;
-use super::places::Place;
+use super::watch::Hold;
 use crate::transport::{Lost, ReadError, WriteError};
 
 /// The halves of a stream.
 pub(super) fn halves(
     send: noq::SendStream,
     recv: noq::RecvStream,
-    place: Option<Arc<Place>>,
+    hold: Arc<Hold>,
 ) -> (SendHalf, RecvHalf) {
     let send = SendHalf {
         inner: send,
         ended: false,
-        _place: place.clone(),
+        hold: Arc::clone(&hold),
     };
     let recv = RecvHalf {
         inner: recv,
         ended: false,
         surplus: Bytes::new(),
         failed: None,
-        _place: place,
+        hold,
     };
     (send, recv)
 }
@@ -39,8 +38,8 @@ pub(super) fn halves(
 pub(crate) struct SendHalf {
     inner: noq::SendStream,
     ended: bool,
-    /// Of a stream that the other side opened: free when both halves are gone.
-    _place: Option<Arc<Place>>,
+    /// Ends with both halves.
+    hold: Arc<Hold>,
 }
 
 impl SendHalf {
@@ -52,7 +51,8 @@ impl SendHalf {
     /// # Cancel safety
     /// A part may have been written; only a reset is sensible then.
     pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), WriteError> {
-        self.inner.write_chunk(bytes).await.map_err(write_error)
+        let written = self.inner.write_chunk(bytes).await;
+        written.map_err(|error| write_error(error, &self.hold))
     }
 
     /// Writes all of `chunks` without copying them.
@@ -67,7 +67,7 @@ impl SendHalf {
         chunks: &mut [Bytes],
     ) -> Result<(), WriteError> {
         let written = self.inner.write_all_chunks(chunks).await;
-        written.map_err(write_error)
+        written.map_err(|error| write_error(error, &self.hold))
     }
 
     /// Ends this direction cleanly; what was written still arrives.
@@ -96,9 +96,14 @@ impl SendHalf {
     pub(crate) async fn stopped(&self) -> Result<Option<Reason>, Lost> {
         match self.inner.stopped().await {
             Ok(code) => Ok(code.map(given_up)),
-            Err(noq::StoppedError::ConnectionLost(error)) => Err(lost(&error)),
+            Err(noq::StoppedError::ConnectionLost(error)) => Err(self.hold.lost(&error)),
             Err(noq::StoppedError::ZeroRttRejected) => Err(Lost::ByUs), // we never send early data
         }
+    }
+
+    /// The stream is no reason to ask the peer more often whether it is there.
+    pub(crate) fn stand_by(&self) {
+        self.hold.stand_by();
     }
 
     /// The stream's number in its connection.
@@ -114,7 +119,7 @@ impl SendHalf {
     ) -> Poll<Result<usize, WriteError>> {
         Pin::new(&mut self.inner)
             .poll_write(cx, bytes)
-            .map_err(write_error)
+            .map_err(|error| write_error(error, &self.hold))
     }
 }
 
@@ -136,7 +141,7 @@ pub(crate) struct RecvHalf {
     surplus: Bytes,
     /// An abnormal end that was met behind bytes; the library tells it once and calls the stream finished from then on.
     failed: Option<ReadError>,
-    _place: Option<Arc<Place>>,
+    hold: Arc<Hold>,
 }
 
 /// From this much on, a reader takes what has arrived in one piece, however many packets it came in.
@@ -167,7 +172,7 @@ impl RecvHalf {
         if matches!(read, Ok(None) | Err(_)) {
             self.ended = true;
         }
-        let read = read.map_err(read_error)?;
+        let read = read.map_err(|error| read_error(error, &self.hold))?;
         Ok(read.map(|first| {
             if max < WORTH_JOINING || first.len() >= max / 2 {
                 return first;
@@ -184,7 +189,7 @@ impl RecvHalf {
             Some(Ok(Some(count))) => count,
             Some(Err(error)) => {
                 self.ended = true;
-                self.failed = Some(read_error(error));
+                self.failed = Some(read_error(error, &self.hold));
                 return first;
             }
             None | Some(Ok(None)) => return first,
@@ -220,7 +225,7 @@ impl RecvHalf {
     pub(crate) async fn reset_received(&mut self) -> Result<Option<Reason>, Lost> {
         match self.inner.received_reset().await {
             Ok(code) => Ok(code.map(given_up)),
-            Err(noq::ResetError::ConnectionLost(error)) => Err(lost(&error)),
+            Err(noq::ResetError::ConnectionLost(error)) => Err(self.hold.lost(&error)),
             Err(noq::ResetError::ZeroRttRejected) => Err(Lost::ByUs), // we never send early data
         }
     }
@@ -252,7 +257,7 @@ impl RecvHalf {
             }
             Err(error) => {
                 self.ended = true;
-                Poll::Ready(Err(read_error(error)))
+                Poll::Ready(Err(read_error(error, &self.hold)))
             }
         }
     }
@@ -275,18 +280,18 @@ fn given_up(code: noq::VarInt) -> Reason {
     reason
 }
 
-fn read_error(error: noq::ReadError) -> ReadError {
+fn read_error(error: noq::ReadError, hold: &Hold) -> ReadError {
     match error {
         noq::ReadError::Reset(code) => ReadError::Reset(given_up(code)),
-        noq::ReadError::ConnectionLost(error) => ReadError::Lost(lost(&error)),
+        noq::ReadError::ConnectionLost(error) => ReadError::Lost(hold.lost(&error)),
         noq::ReadError::ClosedStream | noq::ReadError::ZeroRttRejected => ReadError::Stopped,
     }
 }
 
-fn write_error(error: noq::WriteError) -> WriteError {
+fn write_error(error: noq::WriteError, hold: &Hold) -> WriteError {
     match error {
         noq::WriteError::Stopped(code) => WriteError::Stopped(given_up(code)),
-        noq::WriteError::ConnectionLost(error) => WriteError::Lost(lost(&error)),
+        noq::WriteError::ConnectionLost(error) => WriteError::Lost(hold.lost(&error)),
         noq::WriteError::ClosedStream | noq::WriteError::ZeroRttRejected => WriteError::Finished,
     }
 }
