@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use sealock_core::identity::AgentId;
@@ -15,8 +16,10 @@ use sealock_core::reason::Reason;
 use sealock_core::view::View;
 use sealock_flow::outlet::session::Provider;
 use sealock_net::identity::PeerIdentity;
-use sealock_net::transport::Connection;
+use sealock_net::transport::{Connection, Lost};
 use sealock_proto::wire::{Hello, SessionKind};
+
+use crate::gone::Gone;
 
 /// A session that is up.
 #[derive(Debug)]
@@ -95,6 +98,7 @@ struct Inner {
     /// Turns through the providers of a service.
     turn: AtomicUsize,
     limit: usize,
+    gone: Gone,
 }
 
 impl Directory {
@@ -106,6 +110,7 @@ impl Directory {
             next: AtomicU64::new(1),
             turn: AtomicUsize::new(0),
             limit,
+            gone: Gone::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -135,6 +140,9 @@ impl Directory {
         if sessions.len() >= self.inner.limit && !sessions.contains_key(&agent) {
             return Err(Reason::Overloaded);
         }
+        if hello.kind == SessionKind::Full {
+            self.inner.gone.forget(&agent);
+        }
         let slots = sessions.entry(agent).or_default();
         let gone = match hello.kind {
             SessionKind::Full => slots.replace(&live),
@@ -163,7 +171,10 @@ impl Directory {
         slots
             .retired
             .retain(|retired| retired.number != live.number);
-        slots.full.take_if(|full| full.number == live.number);
+        let its_own = slots.full.take_if(|full| full.number == live.number);
+        if its_own.is_some() && live.connection.close_reason() == Some(Lost::PeerGone) {
+            self.inner.gone.remember(live.agent.clone(), Instant::now());
+        }
         if slots.all().next().is_none() {
             sessions.remove(&live.agent);
         }
@@ -228,6 +239,14 @@ impl Directory {
             }
         };
         all.iter().filter(out).count()
+    }
+
+    /// Whether the agent's process is known to have ended, so that none of its streams can be taken up again.
+    ///
+    /// An agent that is merely not reached is not gone.
+    #[must_use]
+    pub fn is_gone(&self, agent: &AgentId) -> bool {
+        self.inner.gone.knows(agent, Instant::now())
     }
 
     /// Every session, as of now, in the order of their numbers.

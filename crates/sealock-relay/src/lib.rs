@@ -7,6 +7,7 @@
 mod admit;
 mod controller;
 mod directory;
+mod gone;
 mod judge;
 
 mod relay;
