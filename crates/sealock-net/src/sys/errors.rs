@@ -118,14 +118,14 @@ unsafe fn says_nobody_listens(message: &libc::msghdr) -> bool {
             (libc::IPPROTO_IP, libc::IP_RECVERR),
             (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
         ];
-        // SAFETY: the kernel puts a `sock_extended_err` behind headers of these kinds.
         if ours.contains(&kind) {
-            let error = unsafe {
-                libc::CMSG_DATA(header)
-                    .cast::<libc::sock_extended_err>()
-                    .read_unaligned()
+            let data = {
+                // SAFETY: computes an address within the buffer that `header` is in.
+                unsafe { libc::CMSG_DATA(header) }
             };
-            return is_port_unreachable(&error);
+            let error = data.cast::<libc::sock_extended_err>();
+            // SAFETY: the kernel puts a `sock_extended_err` behind headers of these kinds.
+            return is_port_unreachable(&unsafe { error.read_unaligned() });
         }
         // SAFETY: `header` came from this buffer.
         next = unsafe { libc::CMSG_NXTHDR(message, header) };

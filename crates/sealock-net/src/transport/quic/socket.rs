@@ -277,7 +277,7 @@ mod tests {
     }
 
     async fn receive(port: &mut Port) -> usize {
-        let mut buffer = [0; 65_536];
+        let mut buffer = vec![0; 65_536];
         let received = std::future::poll_fn(|cx| {
             let mut meta = [RecvMeta::default()];
             let mut bufs = [IoSliceMut::new(&mut buffer)];
