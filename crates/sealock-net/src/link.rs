@@ -318,26 +318,4 @@ fn due(begin: jiff::Timestamp, end: jiff::Timestamp, now: jiff::Timestamp) -> Du
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_certificate_is_renewed_at_half_of_the_life_that_its_issue_began() {
-        let issue: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
-        let at = |seconds: i64| issue + jiff::SignedDuration::from_secs(seconds);
-        for (life, age, left) in [
-            (3_600, 0, 1_800),
-            (3_600, 1_000, 800),
-            (3_600, 1_801, 0),
-            // Shorter than what it is backdated by.
-            (10, 0, 5),
-            (10, 4, 1),
-            (10, 20, 0),
-        ] {
-            let left = Duration::from_secs(left);
-            assert_eq!(due(at(-300), at(life), at(age)), left, "{life} {age}");
-        }
-        // Not backdated, by another hand.
-        assert_eq!(due(at(0), at(60), at(10)), Duration::from_secs(20));
-    }
-}
+mod tests;
