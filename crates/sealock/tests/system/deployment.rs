@@ -240,6 +240,18 @@ pub(crate) async fn expose_echo(provider: &AgentHandle, tasks: &Scope) -> Result
     Ok(())
 }
 
+/// Exposes an echo server at `provider` and gives the port of `caller` that leads to it, once it does.
+pub(crate) async fn echo_between(
+    provider: &AgentHandle,
+    caller: &AgentHandle,
+    tasks: &Scope,
+) -> Result<SocketAddr> {
+    expose_echo(provider, tasks).await?;
+    let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
+    eventually(listen, b"warm").await?;
+    Ok(listen)
+}
+
 pub(crate) async fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
     let (mut reader, mut writer) = stream.split();

@@ -18,7 +18,7 @@ use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::deployment::{READY, address, any_port, eventually, exchange, expose_echo};
+use crate::deployment::{READY, address, echo_between, eventually, exchange};
 use crate::world::{Raw, RelayLimits, World, agent_leaf, hello, open, until};
 
 /// An honest provider and caller at a relay, with a flow that goes round for as long as the test lasts.
@@ -39,15 +39,8 @@ impl Honest {
     async fn start_with(limits: RelayLimits) -> Result<Self> {
         let (world, tasks) = (World::new()?, Scope::new("test"));
         let relay = world.relay_with(limits).await?;
-        let provider = world
-            .agent("provider", SessionKind::Full, relay.listen)
-            .await?;
-        let caller = world
-            .agent("caller", SessionKind::CallerOnly, relay.listen)
-            .await?;
-        expose_echo(&provider, &tasks).await?;
-        let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
-        eventually(listen, b"warm").await?;
+        let (provider, caller) = world.pair(relay.listen).await?;
+        let listen = echo_between(&provider, &caller, &tasks).await?;
         let mut honest = Self {
             world,
             relay,

@@ -15,7 +15,7 @@ use sealock_proto::wire::{Message, Open, Services, SessionKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::deployment::{READY, address, any_port, eventually, exchange, expose_echo};
+use crate::deployment::{READY, address, any_port, echo_between, exchange, expose_echo};
 use crate::world::{World, call, until};
 
 fn bytes_of(frames: impl IntoIterator<Item = Frame>) -> Bytes {
@@ -120,15 +120,8 @@ async fn a_caller_that_breaks_the_streams_protocol_loses_its_stream_alone() -> R
     let tasks = Scope::new("test");
     let world = World::new()?;
     let relay = world.relay().await?;
-    let provider = world
-        .agent("provider", SessionKind::Full, relay.listen)
-        .await?;
-    let caller = world
-        .agent("caller", SessionKind::CallerOnly, relay.listen)
-        .await?;
-    expose_echo(&provider, &tasks).await?;
-    let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
-    eventually(listen, b"warm").await?;
+    let (provider, caller) = world.pair(relay.listen).await?;
+    let listen = echo_between(&provider, &caller, &tasks).await?;
     let mallory = world.connect_as("mallory", relay.listen).await?;
     let _control = mallory.greet(SessionKind::CallerOnly, [1; 16]).await?;
     let mut legs = Vec::new();
@@ -251,12 +244,7 @@ async fn two_hundred_aborted_flows_leave_nothing_behind() -> Result<()> {
     let tasks = Scope::new("test");
     let world = World::new()?;
     let relay = world.relay().await?;
-    let provider = world
-        .agent("provider", SessionKind::Full, relay.listen)
-        .await?;
-    let caller = world
-        .agent("caller", SessionKind::CallerOnly, relay.listen)
-        .await?;
+    let (provider, caller) = world.pair(relay.listen).await?;
     let target = crate::deployment::serve(&tasks, |mut stream: TcpStream| async move {
         let block = vec![5; 64 * 1024];
         while stream.write_all(&block).await.is_ok() {}

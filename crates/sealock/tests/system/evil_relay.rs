@@ -567,12 +567,7 @@ async fn what_the_relay_denies_never_reaches_the_provider() -> Result<()> {
     world.forbid_everything();
     let relay = world.relay().await?;
     world.entries = rules;
-    let provider = world
-        .agent("provider", SessionKind::Full, relay.listen)
-        .await?;
-    let caller = world
-        .agent("caller", SessionKind::CallerOnly, relay.listen)
-        .await?;
+    let (provider, caller) = world.pair(relay.listen).await?;
     crate::deployment::expose_echo(&provider, &tasks).await?;
     let offered = || {
         relay

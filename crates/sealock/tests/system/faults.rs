@@ -25,7 +25,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::deployment::{
-    DAY, READY, address, any_port, eventually, exchange, expose_echo, free_udp_port, serve,
+    DAY, READY, address, any_port, echo_between, eventually, exchange, free_udp_port, serve,
 };
 use crate::world::{World, until};
 
@@ -52,9 +52,7 @@ async fn a_relay_that_restarts_without_a_controller_serves_from_its_disk() -> Re
     let provider = world.agent("provider", SessionKind::Full, at).await?;
     let caller = world.agent("caller", SessionKind::CallerOnly, at).await?;
     let second = world.agent("second", SessionKind::CallerOnly, at).await?;
-    expose_echo(&provider, &tasks).await?;
-    let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
-    eventually(listen, b"before").await?;
+    let listen = echo_between(&provider, &caller, &tasks).await?;
     relay.stop().await;
     let _relay = world.relay_at(at).await?;
     eventually(listen, b"after").await?;
@@ -157,12 +155,7 @@ async fn each_failure_of_a_target_has_its_own_reason() -> Result<()> {
         world.provide(service, &["provider"])?;
     }
     let relay = world.relay().await?;
-    let provider = world
-        .agent("provider", SessionKind::Full, relay.listen)
-        .await?;
-    let caller = world
-        .agent("caller", SessionKind::CallerOnly, relay.listen)
-        .await?;
+    let (provider, caller) = world.pair(relay.listen).await?;
     let closed = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
     let dead = world.state.path().join("dead.sock");
     drop(std::os::unix::net::UnixListener::bind(&dead)?);
@@ -207,12 +200,7 @@ async fn a_client_that_resets_at_once_is_never_a_clean_end_at_the_target() -> Re
     let tasks = Scope::new("test");
     let world = World::new()?;
     let relay = world.relay().await?;
-    let provider = world
-        .agent("provider", SessionKind::Full, relay.listen)
-        .await?;
-    let caller = world
-        .agent("caller", SessionKind::CallerOnly, relay.listen)
-        .await?;
+    let (provider, caller) = world.pair(relay.listen).await?;
     let (seen_in, mut seen) = tokio::sync::mpsc::channel(100);
     let target = serve(&tasks, move |mut stream: TcpStream| {
         let seen_in = seen_in.clone();
@@ -253,12 +241,7 @@ async fn a_reader_that_does_not_read_holds_up_nobody_else() -> Result<()> {
     let tasks = Scope::new("test");
     let world = World::new()?;
     let relay = world.relay().await?;
-    let provider = world
-        .agent("provider", SessionKind::Full, relay.listen)
-        .await?;
-    let caller = world
-        .agent("caller", SessionKind::CallerOnly, relay.listen)
-        .await?;
+    let (provider, caller) = world.pair(relay.listen).await?;
     let (sent_in, sent) = tokio::sync::watch::channel(0_usize);
     let target = serve(&tasks, move |mut stream: TcpStream| {
         let sent_in = sent_in.clone();
@@ -462,17 +445,10 @@ async fn an_agent_whose_state_is_gone_goes_on() -> Result<()> {
     let tasks = Scope::new("test");
     let world = World::new()?;
     let relay = world.relay().await?;
-    let provider = world
-        .agent("provider", SessionKind::Full, relay.listen)
-        .await?;
-    let caller = world
-        .agent("caller", SessionKind::CallerOnly, relay.listen)
-        .await?;
+    let (provider, caller) = world.pair(relay.listen).await?;
     std::fs::remove_dir_all(world.state.path().join("provider"))?;
     std::fs::remove_dir_all(world.state.path().join("caller"))?;
-    expose_echo(&provider, &tasks).await?;
-    let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
-    eventually(listen, b"still at work").await?;
+    let listen = echo_between(&provider, &caller, &tasks).await?;
     let answer = exchange(listen, b"and again").await?;
     assert_eq!(answer, b"and again");
     Ok(())

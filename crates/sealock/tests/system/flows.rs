@@ -17,7 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::deployment::{
-    DAY, Deployment, address, any_port, echo_server, eventually, exchange, expose_echo, serve,
+    DAY, Deployment, address, any_port, echo_between, echo_server, eventually, exchange,
+    expose_echo, serve,
 };
 
 /// A deployment with one flow over which bytes go round without end.
@@ -37,9 +38,7 @@ impl LiveFlow {
         let deployment = Deployment::start(Starter::Open).await?;
         let provider = deployment.agent("provider", SessionKind::Full).await?;
         let caller = deployment.agent("caller", SessionKind::CallerOnly).await?;
-        expose_echo(&provider, &tasks).await?;
-        let listen = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
-        eventually(listen, b"warm").await?;
+        let listen = echo_between(&provider, &caller, &tasks).await?;
         let mut stream = TcpStream::connect(listen).await?;
         stream.write_all(b"first").await?;
         let mut first = [0; 5];

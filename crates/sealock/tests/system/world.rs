@@ -184,6 +184,13 @@ impl World {
         Ok(agent)
     }
 
+    /// Who offers the service `echo`, and who only calls.
+    pub(crate) async fn pair(&self, relay: SocketAddr) -> Result<(AgentHandle, AgentHandle)> {
+        let provider = self.agent("provider", SessionKind::Full, relay).await?;
+        let caller = self.agent("caller", SessionKind::CallerOnly, relay).await?;
+        Ok((provider, caller))
+    }
+
     /// A client of the relay that brings no certificate.
     pub(crate) fn without_certificate(&self, protocol: &[u8]) -> Arc<ClientConfig> {
         if protocol == alpn::JOIN {
