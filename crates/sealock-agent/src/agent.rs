@@ -49,10 +49,19 @@ pub struct AgentConfig {
     pub kind: SessionKind,
     /// How old a view may be and still allow anything.
     pub max_policy_age: Duration,
-    /// Where its control socket is, when it has one.
-    pub socket: Option<PathBuf>,
+    /// Its control socket, when it has one.
+    pub socket: Option<ControlSocket>,
     /// Where metrics and health are served.
     pub admin: Option<SocketAddr>,
+}
+
+/// Where other programs of the machine talk to an agent.
+#[derive(Debug, Clone)]
+pub struct ControlSocket {
+    /// Its path.
+    pub path: PathBuf,
+    /// Whether the agent stays when the program that began it is done; only then can something be left to it.
+    pub stays: bool,
 }
 
 /// Why an agent does not start.
@@ -245,9 +254,9 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     );
     standing.spawn("renewed", tell_renewals(link.clone(), renewed_in));
     let generation = spawn_link(&config, &standing, &link, &parts);
-    if let Some(path) = &config.socket {
-        let listener = PrivateListener::bind(path.clone())?;
-        control::serve(listener, parts.clone(), &standing);
+    if let Some(socket) = &config.socket {
+        let listener = PrivateListener::bind(socket.path.clone())?;
+        control::serve(listener, parts.clone(), socket.stays, &standing);
     }
     if let Some(address) = config.admin {
         serve_admin(address, registry, &parts, &standing).await?;

@@ -19,7 +19,7 @@ use crate::listeners::ListenerGuard;
 use crate::offers::{OfferGuard, OfferState};
 
 /// Serves the interface until the scope ends.
-pub(crate) fn serve(listener: PrivateListener, parts: Parts, scope: &Scope) {
+pub(crate) fn serve(listener: PrivateListener, parts: Parts, stays: bool, scope: &Scope) {
     let (status, expose, connect) = (parts.clone(), parts.clone(), parts.clone());
     let routes = Routes::new()
         .method::<Status, _, _>(move |_caller, _request| {
@@ -28,11 +28,17 @@ pub(crate) fn serve(listener: PrivateListener, parts: Parts, scope: &Scope) {
         })
         .lines::<Expose, _, _, _>(move |_caller, request| {
             let parts = expose.clone();
-            async move { expose_events(&parts, request) }
+            async move {
+                may_leave(stays, request.detached)?;
+                expose_events(&parts, request)
+            }
         })
         .lines::<Connect, _, _, _>(move |_caller, request| {
             let parts = connect.clone();
-            async move { connect_events(&parts, request).await }
+            async move {
+                may_leave(stays, request.detached)?;
+                connect_events(&parts, request).await
+            }
         })
         .method::<Withdraw, _, _>(move |_caller, request| {
             let parts = parts.clone();
@@ -43,6 +49,17 @@ pub(crate) fn serve(listener: PrivateListener, parts: Parts, scope: &Scope) {
             }
         });
     unix::serve_json(listener, routes.into_router(), scope);
+}
+
+/// What is left to an agent that ends with somebody's terminal would end with it, unseen.
+fn may_leave(stays: bool, detached: bool) -> Result<(), ApiError> {
+    if stays || !detached {
+        return Ok(());
+    }
+    let text =
+        "the agent of this machine is a `sealock expose` in another terminal, and ends with it";
+    let hint = "leave out --detach, or end that one and start `sealock agent` for what is to stay";
+    Err(ApiError::new(text).with_hint(hint))
 }
 
 fn state_of(parts: &Parts) -> StatusResponse {
@@ -67,7 +84,7 @@ fn state_of(parts: &Parts) -> StatusResponse {
             version: view.head.version,
             confirmed: view.head.issued_at,
         }),
-        exposed: parts.offers.list().into_iter().map(exposed_row).collect(),
+        exposed: exposed_rows(parts),
         connected: parts
             .listeners
             .list()
@@ -90,6 +107,30 @@ fn session_row(status: SessionStatus) -> SessionRow {
         reason,
         rtt_ms: rtt.map(|rtt| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX)),
     }
+}
+
+/// The offers, as others can reach them: of a machine that another one has put out, nobody reaches any.
+fn exposed_rows(parts: &Parts) -> Vec<ExposedRow> {
+    let statuses = parts.sessions.statuses();
+    let put_out = |status: &SessionStatus| {
+        matches!(
+            status.state,
+            State::Connecting {
+                last: Some(Reason::Superseded)
+            }
+        )
+    };
+    let is_up = |status: &SessionStatus| matches!(status.state, State::Up(_));
+    let superseded = statuses.iter().any(put_out) && !statuses.iter().any(is_up);
+    let row = |offer| {
+        let mut row = exposed_row(offer);
+        if superseded {
+            row.registered = Some(false);
+            row.reason = Some(Reason::Superseded);
+        }
+        row
+    };
+    parts.offers.list().into_iter().map(row).collect()
 }
 
 fn exposed_row(

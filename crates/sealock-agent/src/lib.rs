@@ -10,5 +10,5 @@ mod listeners;
 mod offers;
 mod provide;
 
-pub use agent::{AgentConfig, AgentHandle, StartError, start};
+pub use agent::{AgentConfig, AgentHandle, ControlSocket, StartError, start};
 pub use listeners::ListenError;

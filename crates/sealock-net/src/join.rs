@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sealock_core::address::HostPort;
 use sealock_core::identity::{Role, SpiffeId};
@@ -40,9 +41,12 @@ pub enum JoinError {
     /// The controller did not let it in.
     #[error("{}", .0.reason().text())]
     Refused(#[source] CallError),
-    /// No address of the token leads to the controller.
+    /// No address of the token leads to the controller, although a relay was there, where one is needed.
     #[error("none of the token's addresses leads to the controller")]
     Unreachable(#[source] CallError),
+    /// No relay of the token is there.
+    #[error("none of the token's relays can be reached")]
+    NoRelay(#[source] CallError),
     /// What was issued is of no use.
     #[error("the controller issued a certificate that cannot be used")]
     Issued(#[source] SvidError),
@@ -59,6 +63,7 @@ impl JoinError {
             Self::WrongRole { .. } => Reason::TokenInvalid,
             Self::Socket(_) | Self::Key(_) | Self::Keep(_) => Reason::Internal,
             Self::Refused(error) | Self::Unreachable(error) => error.reason(),
+            Self::NoRelay(_) => Reason::RelayUnreachable,
             Self::Issued(_) => Reason::ProtocolViolation,
         }
     }
@@ -79,14 +84,25 @@ pub async fn join_agent(
     expect_role(token, Role::Agent)?;
     let endpoint = Endpoint::client(Settings::default()).map_err(JoinError::Socket)?;
     let dialer = Dialer::for_joining(endpoint.clone(), token.pin);
+    let met = Arc::new(AtomicBool::new(false));
+    let meeting = Arc::clone(&met);
     let through = move |relay: HostPort| {
-        let dialer = dialer.clone();
-        async move { dial_through(&dialer, &relay).await }
+        let (dialer, met) = (dialer.clone(), Arc::clone(&meeting));
+        async move {
+            let stream = dial_through(&dialer, &relay).await?;
+            met.store(true, Ordering::Relaxed);
+            Ok(stream)
+        }
     };
     let joined = join(token, naming, Vec::new(), dir, through).await;
     endpoint.close(Reason::Done);
     endpoint.wait_idle().await;
-    joined
+    match joined {
+        Err(JoinError::Unreachable(error)) if !met.load(Ordering::Relaxed) => {
+            Err(JoinError::NoRelay(error))
+        }
+        joined => joined,
+    }
 }
 
 pub(crate) async fn dial_through(dialer: &Dialer, relay: &HostPort) -> io::Result<StreamIo> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sealock_agent::{AgentConfig, AgentHandle};
+use sealock_agent::{AgentConfig, AgentHandle, ControlSocket};
 use sealock_core::address::Target;
 use sealock_core::api::agent::{List, ListRequest, Revoke, RevokeRequest};
 use sealock_core::api::default_tenant;
@@ -28,7 +28,7 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
     let admin = settings::admin_address(&config, Role::Agent);
     let full = AgentConfig {
         admin,
-        ..self::config(&config, Seat::Shared)?
+        ..self::config(&config, Seat::Standing)?
     };
     let agent = sealock_agent::start(full).await?;
     for offer in &config.agent.expose {
@@ -73,8 +73,10 @@ pub(crate) fn waiting(reason: Reason) {
 /// How an agent sits on its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seat {
-    /// It is the machine's agent: others use it over its control socket.
-    Shared,
+    /// It is the machine's agent, and stays: others use it over its control socket, and may leave it something.
+    Standing,
+    /// It is the machine's agent for as long as this program runs.
+    Passing,
     /// It only opens services, for this one program, beside whatever agent runs.
     Own,
 }
@@ -82,10 +84,13 @@ pub(crate) enum Seat {
 /// What an agent needs, of what the user said.
 pub(crate) fn config(config: &Config, seat: Seat) -> anyhow::Result<AgentConfig> {
     let places = Places::of(config);
-    let (kind, socket) = match seat {
-        Seat::Shared => (SessionKind::Full, Some(places.agent_socket())),
+    let (kind, stays) = match seat {
+        Seat::Standing => (SessionKind::Full, Some(true)),
+        Seat::Passing => (SessionKind::Full, Some(false)),
         Seat::Own => (SessionKind::CallerOnly, None),
     };
+    let path = places.agent_socket();
+    let socket = stays.map(|stays| ControlSocket { path, stays });
     Ok(AgentConfig {
         dir: places.agent(),
         relays: places.relays()?,

@@ -142,12 +142,19 @@ fn explain(error: JoinError, token: &JoinToken) -> anyhow::Error {
             return Failure::of(reason).hint(NEW_TOKEN).into();
         }
         (JoinError::Refused(_), _) => return Failure::of(reason).into(),
-        (JoinError::Unreachable(_), _) => {
+        (JoinError::NoRelay(_), _) => {
             let addresses = print::list(&token.addresses);
-            let text = format!("the controller was not reached through {addresses}");
-            Failure::of(Reason::RelayUnreachable)
+            let text = format!("nobody answers at {addresses}");
+            Failure::of(reason)
                 .about(text)
                 .hint("is `sealock up` running there, and may this machine send UDP to it?")
+        }
+        (JoinError::Unreachable(_), _) => {
+            let addresses = print::list(&token.addresses);
+            let text =
+                format!("the relay at {addresses} answers, the controller behind it does not");
+            let hint = "is the controller running? try again when it is";
+            Failure::of(reason).about(text).hint(hint)
         }
         (
             JoinError::Socket(_) | JoinError::Key(_) | JoinError::Issued(_) | JoinError::Keep(_),

@@ -115,7 +115,7 @@ fn explain(error: JoinError) -> anyhow::Error {
             };
             failure.hint(hint).into()
         }
-        JoinError::Unreachable(_) => {
+        JoinError::Unreachable(_) | JoinError::NoRelay(_) => {
             let failure = Failure::of(error.reason())
                 .hint("is the controller running there, and may this machine open TCP to it?");
             anyhow::Error::from(error).context(failure)

@@ -25,7 +25,7 @@ use crate::settings::{self, Kind, Places};
 use crate::signals::Stop;
 
 /// How long `--stdio` waits for a relay before it gives up: its user waits at a prompt.
-const STDIO_PATIENCE: Duration = Duration::from_secs(10);
+const STDIO_PATIENCE: Duration = Duration::from_secs(4); // a relay restart heals in 3 s at most
 
 pub(crate) async fn run(common: &Common, flags: Connect) -> anyhow::Result<ExitCode> {
     let config = settings::load(common, Kind::Client, [])?;

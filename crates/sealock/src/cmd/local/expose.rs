@@ -76,7 +76,7 @@ async fn keep(
 
 /// Becomes the machine's agent, unless another process does so first.
 async fn start(config: &Config) -> anyhow::Result<Option<AgentHandle>> {
-    match sealock_agent::start(agent::config(config, Seat::Shared)?).await {
+    match sealock_agent::start(agent::config(config, Seat::Passing)?).await {
         Ok(agent) => Ok(Some(agent)),
         Err(StartError::Socket(BindError::InUse { .. })) => Ok(None),
         Err(error) => Err(error.into()),
