@@ -37,7 +37,7 @@ advisories: setup-lint ## ask the RustSec database about our dependencies (needs
 lab: setup-lab ## the tests in network namespaces alone, with the long scenes that `make test` leaves out
 	@scripts/in-lab.sh true
 	cargo build --workspace --all-targets
-	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace --profile lab -E 'package(lab)'
+	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace --profile lab -E 'package(lab) or test(/^long::/)'
 
 bench: setup-bench ## measure Sealock beside ssh, stunnel and haproxy; ratios of one run
 	cargo build --release -p sealock

@@ -1,214 +1,13 @@
-//! The program as its user meets it: what it prints, how it ends, and one whole deployment on loopback.
+//! Each verb as its user meets it: what it prints and how it ends.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use assert_cmd::assert::OutputAssertExt;
-use tempfile::TempDir;
 
-const SOON: Duration = Duration::from_secs(8);
-
-fn sealock(state: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sealock"));
-    command
-        .args(arguments)
-        .env_clear()
-        .env("SEALOCK_STATE__DIR", state)
-        .env("SEALOCK_ADMIN__LISTEN", "off");
-    command
-}
-
-/// Runs a verb to its end: exit code, standard output, standard error.
-fn run(state: &Path, arguments: &[&str]) -> (i32, String, String) {
-    run_with(sealock(state, arguments), b"")
-}
-
-fn run_with(mut command: Command, input: &[u8]) -> (i32, String, String) {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the program starts");
-    let mut stdin = child.stdin.take().expect("piped");
-    // A program that ended already does not read, which is no error of this test.
-    stdin.write_all(input).ok();
-    drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    (
-        output.status.code().unwrap_or(-1),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
-
-/// A verb that runs until it is stopped; dropping it kills exactly that process.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Running {
-    fn start(state: &Path, arguments: &[&str]) -> Self {
-        let mut command = sealock(state, arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("the program starts");
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { child, lines }
-    }
-
-    /// Waits for a line that holds `text`, and gives it.
-    fn wait_for(&self, text: &str) -> String {
-        let deadline = Instant::now() + SOON;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left);
-            assert!(line.is_ok(), "no line with «{text}» in time");
-            let line = line.unwrap_or_default();
-            if line.contains(text) {
-                return line;
-            }
-        }
-    }
-
-    /// Asks it to stop as Ctrl-C does, and waits for its end.
-    fn interrupt(mut self) -> i32 {
-        let asked = Command::new("kill")
-            .args(["-INT", &self.child.id().to_string()])
-            .status();
-        assert!(asked.expect("kill runs").success());
-        self.child.wait().expect("it ends").code().unwrap_or(-1)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn free_tcp() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address")
-}
-
-fn free_udp() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-    socket.local_addr().expect("its address")
-}
-
-/// Answers every connection with what it sends, until its end.
-fn echo_server() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("its address");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            std::thread::spawn(move || {
-                let mut reader = stream.try_clone().expect("a second handle");
-                let mut writer = stream;
-                std::io::copy(&mut reader, &mut writer).ok();
-                writer.shutdown(Shutdown::Write).ok();
-            });
-        }
-    });
-    address
-}
-
-fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(SOON))?;
-    let mut writer = stream.try_clone()?;
-    let sent = bytes.to_vec();
-    let sender = std::thread::spawn(move || {
-        writer.write_all(&sent)?;
-        writer.shutdown(Shutdown::Write)
-    });
-    let mut answer = Vec::new();
-    let read = stream.read_to_end(&mut answer);
-    let sent = sender.join();
-    sent.map_err(|_| std::io::Error::other("the sender panicked"))??;
-    read.map(|_| answer)
-}
-
-/// Repeats a look until it shows what is waited for: a change takes a moment to reach every node.
-fn eventually<T: std::fmt::Debug>(mut look: impl FnMut() -> T, is_there: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let seen = look();
-        if is_there(&seen) {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "never came; last: {seen:?}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-}
-
-fn token_of(line: &str) -> &str {
-    let at = line.find("SLK1-").expect("a token");
-    line[at..].trim()
-}
-
-/// A public side and two agents that have joined.
-struct Deployment {
-    dir: TempDir,
-    up: Running,
-}
-
-impl Deployment {
-    fn start(extra: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (relay, controller) = (free_udp().to_string(), free_tcp().to_string());
-        let mut arguments = vec!["up", "--listen", &relay, "--controller-listen", &controller];
-        arguments.extend(extra);
-        let up = Running::start(&dir.path().join("public"), &arguments);
-        let line = up.wait_for("SLK1-");
-        let deployment = Self { dir, up };
-        let provider = deployment.state("provider");
-        let join = ["join", token_of(&line), "--name", "provider"];
-        assert_eq!(run(&provider, &join).0, 0);
-        let (code, line, _) = deployment.admin(&["token", "create", "--name", "consumer"]);
-        assert_eq!(code, 0);
-        let join = sealock(&deployment.state("consumer"), &["join", "-"]);
-        let (code, said, _) = run_with(join, token_of(&line).as_bytes());
-        assert_eq!(code, 0);
-        assert!(said.contains("joined as `consumer`"), "{said}");
-        deployment
-    }
-
-    fn state(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn admin(&self, arguments: &[&str]) -> (i32, String, String) {
-        run(&self.state("public"), arguments)
-    }
-
-    fn expose(&self, service: &str) -> Running {
-        let target = echo_server().to_string();
-        let arguments = ["expose", &target, "--as", service];
-        let running = Running::start(&self.state("provider"), &arguments);
-        running.wait_for("exposed");
-        running
-    }
-
-    fn stdio(&self, service: &str, input: &[u8]) -> (i32, String, String) {
-        let arguments = ["connect", service, "--stdio"];
-        run_with(sealock(&self.state("consumer"), &arguments), input)
-    }
-}
+use crate::program::{
+    Deployment, Running, echo_server, eventually, exchange, free_tcp, run, sealock, token_of,
+};
 
 #[test]
 fn bytes_go_both_ways_through_a_port_and_through_standard_input_and_output() {
@@ -299,6 +98,96 @@ fn a_running_agent_takes_expose_and_connect_and_keeps_them_when_detached() {
     assert_eq!(status["agent"]["exposed"][0]["service"], "echo");
     assert_eq!(status["agent"]["sessions"][0]["up"], true);
     assert_eq!(run(&provider, &["ready"]).0, 0);
+}
+
+#[test]
+fn nothing_is_left_to_an_agent_that_ends_with_another_terminal() {
+    let deployment = Deployment::start(&[]);
+    let provider = deployment.state("provider");
+    let _foreground = deployment.expose("one");
+    let (target, listen) = (echo_server().to_string(), free_tcp().to_string());
+    for arguments in [
+        ["expose", &target, "--as", "two", "--detach"],
+        ["connect", "one", "--listen", &listen, "--detach"],
+    ] {
+        let (code, out, err) = run(&provider, &arguments);
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.contains("ends with it"), "{err}");
+        let hint = err.lines().last().unwrap_or_default();
+        assert!(
+            hint.contains("hint: ") && hint.contains("`sealock agent`"),
+            "{err}"
+        );
+    }
+    let (_, out, _) = run(&provider, &["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let exposed = status["agent"]["exposed"].as_array().map(Vec::len);
+    assert_eq!(exposed, Some(1), "{out}");
+}
+
+#[test]
+fn whoever_is_away_is_named_and_soon() {
+    let (deployment, controller) = Deployment::split();
+    let _exposed = deployment.expose("echo");
+    eventually(|| deployment.stdio("echo", b"x").1, |out| out == "x");
+    let token = deployment.token();
+    drop(controller);
+    let join = |state: &str| {
+        let began = Instant::now();
+        let (code, out, err) = run(
+            &deployment.state(state),
+            &["join", &token, "--name", "late"],
+        );
+        assert_eq!((code, out.as_str()), (4, ""), "{err}");
+        assert!(
+            began.elapsed() < Duration::from_secs(7),
+            "{:?}",
+            began.elapsed()
+        );
+        err
+    };
+    let err = join("late");
+    assert!(err.contains("CONTROLLER_UNREACHABLE"), "{err}");
+    assert!(err.contains("hint: is the controller running?"), "{err}");
+    // What is known works without it.
+    assert_eq!(deployment.stdio("echo", b"y").1, "y");
+    let (consumer, relay) = (deployment.state("consumer"), deployment.up.interrupt());
+    assert_eq!(relay, 0);
+    let late = run(&deployment.dir.path().join("late"), &["join", &token]);
+    assert!(late.2.contains("RELAY_UNREACHABLE"), "{}", late.2);
+    let began = Instant::now();
+    let (code, out, err) = run(&consumer, &["connect", "echo", "--stdio"]);
+    assert_eq!((code, out.as_str()), (4, ""), "{err}");
+    assert!(
+        err.contains("RELAY_UNREACHABLE") && err.contains("hint: "),
+        "{err}"
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+// F41: the machine that was put out says of its services what its callers find.
+#[test]
+fn a_machine_that_another_one_with_its_identity_put_out_shows_its_services_as_refused() {
+    let deployment = Deployment::start(&[]);
+    let _older = deployment.expose("echo");
+    let (older, clone) = (deployment.state("provider"), deployment.state("clone"));
+    let copied = Command::new("cp").arg("-a").args([&older, &clone]).status();
+    assert!(copied.expect("cp runs").success());
+    std::fs::remove_file(clone.join("agent/agent.sock")).ok();
+    let target = echo_server().to_string();
+    let _newer = Running::start(&clone, &["expose", &target, "--as", "echo"]);
+    let status = || {
+        let (_, out, _) = run(&older, &["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        status["agent"]["exposed"][0].clone()
+    };
+    let row = eventually(status, |row| row["reason"] == "SUPERSEDED");
+    assert_eq!(row["registered"], false, "{row}");
+    eventually(|| deployment.stdio("echo", b"new").1, |out| out == "new");
 }
 
 #[test]
