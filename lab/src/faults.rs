@@ -2,16 +2,20 @@
 //!
 //! Each fault is a guard; dropping it heals the network. Faults of processes are [`Node::kill`](crate::Node::kill),
 //! [`Node::freeze`](crate::Node::freeze) and their like. Rules sit in the bridge, so a sender sees nothing: no
-//! error, no answer. Deliberately absent: delay and reordering, which the kernel here cannot do.
+//! error, no answer. Deliberately absent: delay and reordering, which are [`wire`](crate::wire)'s.
 
 use std::{
+    fmt,
     net::IpAddr,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Bridge, Namespace, node::say};
+use crate::{
+    Bridge, Namespace, Nat, Topology,
+    node::{event, say},
+};
 
 // What IPv4 does below IP, IPv6 does with packets of its own: losing those would be another fault.
 const PASSES: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept";
@@ -125,6 +129,20 @@ enum Cure {
     LinkUp(String),
 }
 
+impl fmt::Display for Cure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DeleteTable(table) => f.write_str(table),
+            Self::LinkUp(port) => write!(f, "cable of {port}"),
+        }
+    }
+}
+
+/// One line of the time-line that a failed scene shows.
+fn note(what: &str, cure: &Cure) {
+    event(&format!("{cure} {what}"));
+}
+
 impl Fault {
     /// Ends the fault.
     pub fn heal(self) {
@@ -141,17 +159,23 @@ impl Fault {
             anyhow::bail!("a link without carrier counts nothing");
         };
         let listing = self.namespace.nft(&format!("list table bridge {table}"))?;
-        let mut lost = 0;
-        for after in listing.split("counter packets ").skip(1) {
-            let number = after.split(' ').next().context("a counter has a number")?;
-            lost += number.parse::<u64>()?;
-        }
-        Ok(lost)
+        counted(&listing)
     }
+}
+
+/// The sum of the packet counters in what `nft` lists.
+fn counted(listing: &str) -> Result<u64> {
+    let mut sum = 0;
+    for after in listing.split("counter packets ").skip(1) {
+        let number = after.split(' ').next().context("a counter has a number")?;
+        sum += number.parse::<u64>()?;
+    }
+    Ok(sum)
 }
 
 impl Drop for Fault {
     fn drop(&mut self) {
+        note("healed", &self.cure);
         let healed = match &self.cure {
             Cure::DeleteTable(table) => self.namespace.nft(&format!("delete table bridge {table}")),
             Cure::LinkUp(port) => self.namespace.ip(&["link", "set", port, "up"]),
@@ -159,6 +183,83 @@ impl Drop for Fault {
         if let Err(error) = healed {
             say(&format!("lab: a fault could not be healed: {error:#}"));
         }
+    }
+}
+
+impl Nat {
+    /// Forgets every mapping, as a translator that was restarted does: what is sent next comes from other ports.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the rules are not accepted.
+    pub fn forget(&self) -> Result<()> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(1);
+        // A zone that was never used knows no mapping; ports of its own make sure that none is chosen again.
+        let zone = NUMBER.fetch_add(1, Ordering::Relaxed);
+        ensure!(zone < 100, "a translator forgets at most a hundred times");
+        let ports = 20_000 + 100 * zone;
+        let last = ports + 99;
+        self.namespace.nft(&format!(
+            "table inet forget {{}}
+            delete table inet forget
+            table inet forget {{
+                chain zone {{ type filter hook prerouting priority raw; ct zone set {zone}; }}
+                chain translate {{
+                    type nat hook postrouting priority 99;
+                    iifname \"br0\" meta l4proto {{ tcp, udp }} masquerade to :{ports}-{last}
+                }}
+                chain seen {{
+                    type filter hook postrouting priority 110;
+                    meta l4proto {{ tcp, udp }} th sport {ports}-{last} counter
+                }}
+            }}"
+        ))?;
+        event(&format!("{} forgets its mappings", self.namespace.short()));
+        Ok(())
+    }
+
+    /// How many packets have left by mappings made since it forgot the last time.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it never did.
+    pub fn mapped_again(&self) -> Result<u64> {
+        counted(&self.namespace.nft("list table inet forget")?)
+    }
+
+    /// Moves to another address outside, as a line does that was dialled again; every mapping is gone with the old one.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the address is taken.
+    pub fn readdress(&self, lab: &Topology, outside: &Bridge, from: u8, to: u8) -> Result<()> {
+        let device = outside.namespace().short();
+        lab.address(&self.namespace, device, outside, to)?;
+        for address in lab.addresses(outside, from) {
+            let length = if address.is_ipv4() { 24 } else { 64 };
+            let text = format!("{address}/{length}");
+            // A secondary address of the same network goes with its primary one, unless it is promoted.
+            self.namespace
+                .set(&format!("ipv4/conf/{device}/promote_secondaries"), "1")?;
+            self.namespace.ip(&["addr", "del", &text, "dev", device])?;
+        }
+        self.forget()
+    }
+
+    /// Lets mappings of UDP die after this many seconds without a packet.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the kernel does not take it.
+    pub fn expire_idle(&self, seconds: u32) -> Result<()> {
+        for switch in [
+            "nf_conntrack_udp_timeout",
+            "nf_conntrack_udp_timeout_stream",
+        ] {
+            self.namespace
+                .set(&format!("netfilter/{switch}"), &seconds.to_string())?;
+        }
+        Ok(())
     }
 }
 
@@ -213,9 +314,11 @@ impl Bridge {
     pub fn unplug(&self, host: &Namespace) -> Result<Fault> {
         let port = host.short().to_owned();
         self.namespace().ip(&["link", "set", &port, "down"])?;
+        let cure = Cure::LinkUp(port);
+        note("begins", &cure);
         Ok(Fault {
             namespace: self.namespace().clone(),
-            cure: Cure::LinkUp(port),
+            cure,
         })
     }
 
@@ -226,9 +329,11 @@ impl Bridge {
         self.namespace().nft(&format!(
             "table bridge {table} {{\nchain pass {{\ntype filter hook forward priority 0;\n{PASSES}\n{rules}\n}}\n}}"
         ))?;
+        let cure = Cure::DeleteTable(table);
+        note(&format!("begins: {rules}"), &cure);
         Ok(Fault {
             namespace: self.namespace().clone(),
-            cure: Cure::DeleteTable(table),
+            cure,
         })
     }
 }

@@ -8,7 +8,8 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    time::Duration,
+    sync::OnceLock,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -170,6 +171,7 @@ impl Node {
                 namespace.name()
             )
         })?;
+        event(&format!("{} starts in {}", spec.name, namespace.short()));
         Ok(Self {
             name: spec.name,
             input: child.stdin.take(),
@@ -234,7 +236,9 @@ impl Node {
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         ensure!(self.is_running()?, "{} has ended", self.name);
         kill_process(Pid::from_child(&self.child), signal)
-            .with_context(|| format!("signalling {}", self.name))
+            .with_context(|| format!("signalling {}", self.name))?;
+        event(&format!("{} gets {signal:?}", self.name));
+        Ok(())
     }
 
     /// Kills it at once and waits until it is gone.
@@ -432,6 +436,14 @@ impl Ended {
 #[expect(clippy::print_stderr, reason = "the runner captures exactly this")]
 pub fn say(text: &str) {
     eprintln!("{text}");
+}
+
+/// One line of the time-line that a failed scene shows: what the test did to the network or a program, and when.
+pub(crate) fn event(what: &str) {
+    // The runner gives every test a process of its own, and its first event is where time begins.
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    let since = BEGAN.get_or_init(Instant::now).elapsed();
+    say(&format!("lab: t={:.3}s {what}", since.as_secs_f64()));
 }
 
 /// The last lines of a log, with its path; nothing for an empty one.

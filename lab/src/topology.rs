@@ -267,7 +267,7 @@ impl Topology {
         Ok(())
     }
 
-    fn address(
+    pub(crate) fn address(
         &self,
         namespace: &Namespace,
         device: &str,

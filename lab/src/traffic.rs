@@ -156,8 +156,16 @@ pub struct Transfer {
     pub down: u64,
     /// The most bytes a second that each end sends; 0 for no limit.
     pub pace: u64,
-    /// What counts as a stall; the server judges by the usual rule.
+    /// What counts as a stall at the client.
     pub stall: StallRule,
+}
+
+impl StallRule {
+    /// For outages: only silence for longer than this is a stall.
+    #[must_use]
+    pub fn silence(within: Duration) -> Self {
+        Self { bytes: 1, within }
+    }
 }
 
 impl Transfer {
@@ -177,6 +185,13 @@ impl Transfer {
     #[must_use]
     pub fn paced(mut self, bytes_per_second: u64) -> Self {
         self.pace = bytes_per_second;
+        self
+    }
+
+    /// Judges stalls at the client by another rule.
+    #[must_use]
+    pub fn stalls_by(mut self, rule: StallRule) -> Self {
+        self.stall = rule;
         self
     }
 
@@ -327,6 +342,15 @@ impl PatternServer {
     ///
     /// Fails when the address cannot be had.
     pub fn start(namespace: &Namespace, listen: SocketAddr) -> Result<Self> {
+        Self::start_with(namespace, listen, StallRule::default())
+    }
+
+    /// Listens inside a namespace and judges stalls by a rule of the test's, as for outages that are longer.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the address cannot be had.
+    pub fn start_with(namespace: &Namespace, listen: SocketAddr, rule: StallRule) -> Result<Self> {
         let listener = namespace
             .enter(move || TcpListener::bind(listen))?
             .with_context(|| format!("listening on {listen} in {}", namespace.name()))?;
@@ -334,7 +358,7 @@ impl PatternServer {
         listener.set_nonblocking(true)?;
         let (reports, stop) = (Reports::default(), Arc::new(AtomicBool::new(false)));
         let (to_reports, stopped) = (Arc::clone(&reports), Arc::clone(&stop));
-        let accepting = std::thread::spawn(move || accept(&listener, &to_reports, &stopped));
+        let accepting = std::thread::spawn(move || accept(&listener, rule, &to_reports, &stopped));
         Ok(Self {
             address,
             reports,
@@ -380,7 +404,7 @@ fn lock(
     reports.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn accept(listener: &TcpListener, reports: &Reports, stop: &AtomicBool) {
+fn accept(listener: &TcpListener, rule: StallRule, reports: &Reports, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let Ok((stream, _)) = listener.accept() else {
             wait::pause(Duration::from_millis(2));
@@ -388,14 +412,14 @@ fn accept(listener: &TcpListener, reports: &Reports, stop: &AtomicBool) {
         };
         let reports = Arc::clone(reports);
         std::thread::spawn(move || {
-            if let Ok((id, report)) = serve(stream) {
+            if let Ok((id, report)) = serve(stream, rule) {
                 lock(&reports).insert(id, report);
             }
         });
     }
 }
 
-fn serve(mut stream: TcpStream) -> Result<(u64, Result<Received, TransferError>)> {
+fn serve(mut stream: TcpStream, rule: StallRule) -> Result<(u64, Result<Received, TransferError>)> {
     let started = Instant::now();
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(CONNECT))?;
@@ -408,7 +432,7 @@ fn serve(mut stream: TcpStream) -> Result<(u64, Result<Received, TransferError>)
     let report = Reader {
         pattern: Pattern::new(id, Way::Up),
         wanted: transfer.up,
-        rule: transfer.stall,
+        rule,
         progress: &AtomicU64::new(0),
         started,
     }

@@ -5,6 +5,8 @@ mod clients;
 mod evidence;
 mod faults;
 mod leaks;
+mod links;
+mod load;
 mod long;
 mod node;
 mod policy;
