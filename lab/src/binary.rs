@@ -53,6 +53,21 @@ pub(crate) fn profile_directory() -> Result<PathBuf> {
         .to_owned())
 }
 
+/// An example of the workspace, which `cargo build --all-targets` has built.
+///
+/// # Errors
+///
+/// Fails when it was not built.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let path = profile_directory()?.join("examples").join(name);
+    ensure!(
+        path.is_file(),
+        "there is no {}: cargo build --workspace --all-targets",
+        path.display()
+    );
+    Ok(path)
+}
+
 fn build() -> Result<PathBuf> {
     let profile = profile_directory()?;
     let target = profile

@@ -22,7 +22,10 @@ pub const CONTROLLER_PORT: u16 = 7444;
 /// For a start, on a machine whose two cores others use as well.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-const RELAY_HOST: u8 = 11;
+/// The first relay's place on the public network.
+pub const RELAY_HOST: u8 = 11;
+/// The second relay's place, in a deployment that has one.
+pub const SECOND_HOST: u8 = 12;
 const CONTROLLER_HOST: u8 = 13;
 
 /// A machine: a namespace and the state directory of the Sealock there.
@@ -88,9 +91,9 @@ impl<'a> Machine<'a> {
         arguments: impl IntoIterator<Item = A>,
         ready: &str,
     ) -> Result<Node> {
-        let mut node = self
-            .lab
-            .start(&self.namespace, self.spec(name, arguments)?)?;
+        // What it did stands in the log of a scene that failed.
+        let spec = self.spec(name, arguments)?.env("RUST_LOG", "info");
+        let mut node = self.lab.start(&self.namespace, spec)?;
         node.wait_for_line(ready, PATIENCE)?;
         Ok(node)
     }
@@ -214,6 +217,15 @@ pub struct Split {
     pub controller: Node,
 }
 
+/// The processes of a public side with two relays.
+#[derive(Debug)]
+pub struct Twin {
+    /// Both relays.
+    pub relays: [Node; 2],
+    /// The controller.
+    pub controller: Node,
+}
+
 impl<'a> Deployment<'a> {
     /// `sealock up` on the public machine, and both others joined.
     ///
@@ -240,6 +252,46 @@ impl<'a> Deployment<'a> {
         let relay = it.start_relay(&["--token", token_of(&made)?])?;
         it.join_both()?;
         Ok((it, Split { relay, controller }))
+    }
+
+    /// As [`Deployment::split`], with a second relay on the machine `rel2`, which both others know of too.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a step of it does.
+    pub fn twin(lab: &'a mut Topology) -> Result<(Self, Twin)> {
+        let mut it = Self::machines(lab)?;
+        it.admin = Machine::new(it.public.lab, &it.net.ctl);
+        let controller = it.start_controller()?;
+        let mut relays = Vec::new();
+        for (number, name) in ["rel1", "rel2"].into_iter().enumerate() {
+            let made = it.admin.ask("token create --role relay")?;
+            let first = ["--token", token_of(&made)?, "--name", name];
+            relays.push(it.start_relay_of_two(number, &first)?);
+        }
+        let relays = relays.try_into().ok().context("two relays")?;
+        it.join_both()?;
+        Ok((it, Twin { relays, controller }))
+    }
+
+    /// Starts one of two relays, 0 or 1, also again on the state that is there.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it does not get ready.
+    pub fn start_relay_of_two(&self, number: usize, more: &[&str]) -> Result<Node> {
+        let (machine, host) = match number {
+            0 => (self.public.clone(), RELAY_HOST),
+            _ => (Machine::new(self.public.lab, &self.net.rel2), SECOND_HOST),
+        };
+        self.start_relay_at(&machine, host, more)
+    }
+
+    fn start_relay_at(&self, machine: &Machine<'_>, host: u8, more: &[&str]) -> Result<Node> {
+        let at = SocketAddr::new(self.address(host), RELAY_PORT).to_string();
+        let arguments = ["relay", "--listen", &at];
+        let arguments = arguments.iter().chain(more);
+        machine.start("relay", arguments, "Agents reach this relay")
     }
 
     fn machines(lab: &'a mut Topology) -> Result<Self> {
@@ -304,11 +356,7 @@ impl<'a> Deployment<'a> {
     ///
     /// Fails when it does not get ready.
     pub fn start_relay(&self, more: &[&str]) -> Result<Node> {
-        let at = SocketAddr::new(self.relay_ip(), RELAY_PORT).to_string();
-        let arguments = ["relay", "--listen", &at];
-        let arguments = arguments.iter().chain(more);
-        self.public
-            .start("relay", arguments, "Agents reach this relay")
+        self.start_relay_at(&self.public, RELAY_HOST, more)
     }
 
     fn join_both(&self) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Real servers from Debian, to stand behind a service: PostgreSQL, redis, ssh, HTTP, iperf3.
+//! Real servers from Debian, to stand behind a service: PostgreSQL, redis, ssh, HTTP, git, iperf3.
 //!
 //! Each runs in a namespace with its state in the topology's directory, listens where it is told and nowhere else,
 //! and is ready when the function returns. Nothing of the host's own servers is touched. Their clients need no help:
@@ -155,6 +155,28 @@ pub fn iperf3(lab: &Topology, namespace: &Namespace, listen: SocketAddr) -> Resu
         "-p",
         &listen.port().to_string(),
     ]);
+    ready(lab.start(namespace, spec)?, namespace, listen)
+}
+
+/// git's own server for the repositories below a directory, to be read by everybody.
+///
+/// # Errors
+///
+/// Fails when it is not installed or does not start.
+pub fn git(
+    lab: &Topology,
+    namespace: &Namespace,
+    listen: SocketAddr,
+    repositories: &Path,
+) -> Result<Node> {
+    let spec = Spec::new("git-daemon", "git")
+        .args(["daemon", "--export-all", "--reuseaddr"])
+        .args([
+            format!("--listen={}", listen.ip()),
+            format!("--port={}", listen.port()),
+            format!("--base-path={}", repositories.display()),
+        ])
+        .env("GIT_CONFIG_GLOBAL", "/dev/null");
     ready(lab.start(namespace, spec)?, namespace, listen)
 }
 

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::{
     Deployment, Family, Namespace, Nat, Spec,
-    deployment::RELAY_PORT,
+    deployment::{RELAY_HOST, RELAY_PORT},
     say, scene,
     traffic::Transfer,
     wait,
@@ -23,13 +23,13 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 const GAP: Duration = Duration::from_secs(5);
 /// What a stream may show of a mapping that has changed: a keep-alive, and the check of the new path.
 const MOVED: Duration = Duration::from_secs(1);
-const RELAY: u8 = 11;
 /// Forges messages of the network; what it does stands at its top.
 const FORGER: &str = include_str!("forge.py");
 
 /// A wire in place of the relay's cable: both legs of every stream suffer.
 pub(crate) fn relay_wire(it: &Deployment<'_>, script: &str) -> Result<Wire> {
-    it.lab().rewire(&it.net.rel1, &it.net.ix, RELAY, script)
+    it.lab()
+        .rewire(&it.net.rel1, &it.net.ix, RELAY_HOST, script)
 }
 
 /// Moves bytes both ways and returns how many mebibytes a second went each way.
@@ -211,7 +211,7 @@ fn a_relay_cut_off_from_its_controller_carries_and_opens() {
         let carried = Carried::start(&it)?;
         let load = Load::start(&it, 1, 2, Transfer::both_ways(1, 4 * MIB).paced(MIB / 2))?;
         load.wait_for_each(MIB / 2, SOON)?;
-        let parted = it.net.ix.part(it.net.ix.v4(RELAY), it.net.ix.v4(13))?;
+        let parted = it.net.ix.part(it.net.ix.v4(RELAY_HOST), it.net.ix.v4(13))?;
         load.wait_for_each(2 * MIB, SOON)?;
         let more = Load::start(&it, 10, 5, Transfer::both_ways(10, MIB / 4))?;
         more.finish(&carried.origin, SOON)?
