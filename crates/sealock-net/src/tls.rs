@@ -33,6 +33,9 @@ pub mod alpn {
     pub const H2: &[u8] = b"h2";
     /// An end-to-end stream between two agents.
     pub const E2E: &[u8] = b"sealock-e2e/1";
+    /// What every version offers to a relay behind its own, and means nothing: two that share only this have no version
+    /// in common, and can tell each other so. Without it the QUIC library of a server falls silent.
+    pub const NONE: &[u8] = b"sealock-none";
 }
 
 /// The purposes of certificates that no standard names, as random numbers under the UUID arc 2.25 (ITU-T X.667).
@@ -80,7 +83,7 @@ pub(crate) const UNUSED_NAME: &str = "sealock";
 #[must_use]
 pub fn relay_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<ServerConfig> {
     let expect = Expect::role(Role::Agent, Purpose::Client);
-    let alpn = [alpn::SESSION, alpn::JOIN];
+    let alpn = [alpn::SESSION, alpn::JOIN, alpn::NONE];
     server(identity, trust, expect, Demand::Optional, &alpn)
 }
 
@@ -88,14 +91,14 @@ pub fn relay_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<Serve
 #[must_use]
 pub fn relay_client(identity: &IdentityStore, trust: &TrustStore) -> Arc<ClientConfig> {
     let verifier = SpiffeVerifier::new(trust, Expect::role(Role::Relay, Purpose::Server));
-    client(Some(identity), verifier, alpn::SESSION)
+    client(Some(identity), verifier, &[alpn::SESSION, alpn::NONE])
 }
 
 /// For a node that has nothing but a token, on its way through a relay.
 #[must_use]
 pub fn join_relay_client(pin: CaPin) -> Arc<ClientConfig> {
     let verifier = SpiffeVerifier::pinned(pin, Expect::role(Role::Relay, Purpose::Server));
-    client(None, verifier, alpn::JOIN)
+    client(None, verifier, &[alpn::JOIN, alpn::NONE])
 }
 
 /// For the controller's node interface: agents and relays with a certificate, joining nodes without.
@@ -111,28 +114,30 @@ pub fn controller_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<
 #[must_use]
 pub fn controller_client(identity: &IdentityStore, trust: &TrustStore) -> Arc<ClientConfig> {
     let expect = Expect::role(Role::Controller, Purpose::Server);
-    client(Some(identity), SpiffeVerifier::new(trust, expect), alpn::H2)
+    let verifier = SpiffeVerifier::new(trust, expect);
+    client(Some(identity), verifier, &[alpn::H2])
 }
 
 /// For the enrolment of a node that has nothing but a token.
 #[must_use]
 pub fn enrol_client(pin: CaPin) -> Arc<ClientConfig> {
     let expect = Expect::role(Role::Controller, Purpose::Server);
-    client(None, SpiffeVerifier::pinned(pin, expect), alpn::H2)
+    client(None, SpiffeVerifier::pinned(pin, expect), &[alpn::H2])
 }
 
 /// For a node whose certificate ended, on its way through a relay of the roots that it knows.
 #[must_use]
 pub fn recover_relay_client(trust: &TrustStore) -> Arc<ClientConfig> {
     let expect = Expect::role(Role::Relay, Purpose::Server);
-    client(None, SpiffeVerifier::new(trust, expect), alpn::JOIN)
+    let verifier = SpiffeVerifier::new(trust, expect);
+    client(None, verifier, &[alpn::JOIN, alpn::NONE])
 }
 
 /// For the return of a node whose certificate ended.
 #[must_use]
 pub fn recover_client(trust: &TrustStore) -> Arc<ClientConfig> {
     let expect = Expect::role(Role::Controller, Purpose::Server);
-    client(None, SpiffeVerifier::new(trust, expect), alpn::H2)
+    client(None, SpiffeVerifier::new(trust, expect), &[alpn::H2])
 }
 
 /// Judges a peer whose certificate has been verified, e.g. against the revocations of a view.
@@ -157,7 +162,7 @@ pub fn e2e_client(
     client(
         Some(identity),
         SpiffeVerifier::new(trust, expect),
-        alpn::E2E,
+        &[alpn::E2E],
     )
 }
 
@@ -216,7 +221,7 @@ fn server(
 fn client(
     identity: Option<&IdentityStore>,
     verifier: SpiffeVerifier,
-    alpn: &[u8],
+    alpn: &[&[u8]],
 ) -> Arc<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -227,7 +232,7 @@ fn client(
         Some(identity) => builder.with_client_cert_resolver(Arc::new(identity.clone())),
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|alpn| alpn.to_vec()).collect();
     config.enable_sni = false;
     config.enable_early_data = false;
     config.resumption = Resumption::disabled();

@@ -197,7 +197,7 @@ impl World {
             return tls::join_relay_client(self.ca.pin());
         }
         let mut config = self.session_client();
-        config.alpn_protocols = vec![protocol.to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec(), alpn::NONE.to_vec()];
         config.client_auth_cert_resolver = Arc::new(NoCertificate);
         Arc::new(config)
     }
