@@ -15,14 +15,14 @@ use rustls::ServerConfig;
 use sealock_core::identity::AgentId;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
-use sealock_proto::stream::Role;
+use sealock_proto::stream::TicketContext;
 use sealock_proto::wire::StreamId;
 
 use crate::identity::{IdentityStore, PeerIdentity, TrustStore};
-use crate::stream;
+use crate::stream::door::Place;
+use crate::stream::{Again, Leg, LegSource, Streams};
 use crate::task::Spawner;
 use crate::tls;
-use crate::transport::BiStream;
 
 mod record;
 
@@ -37,7 +37,7 @@ pub struct EndToEnd {
     identity: IdentityStore,
     trust: TrustStore,
     server: Arc<ServerConfig>,
-    tasks: Spawner,
+    streams: Streams,
 }
 
 /// An open as the caller means it.
@@ -50,6 +50,8 @@ pub struct Call {
     pub providers: BTreeSet<AgentId>,
     /// Says whether the certificate of the one who answers was revoked.
     pub judge: tls::Judge,
+    /// Where the stream's later legs come from; without, it ends with its first.
+    pub legs: Option<Arc<dyn LegSource>>,
 }
 
 impl std::fmt::Debug for Call {
@@ -74,7 +76,7 @@ impl EndToEnd {
             identity,
             trust,
             server,
-            tasks,
+            streams: Streams::new(tasks),
         }
     }
 
@@ -85,7 +87,7 @@ impl EndToEnd {
     /// The provider's refusal, or why it could not be heard or believed.
     pub async fn call(
         &self,
-        leg: BiStream,
+        leg: Leg,
         call: Call,
         early: impl FnOnce() -> Result<Bytes, Reason>,
     ) -> Result<(SealedReader, SealedWriter), Reason> {
@@ -94,12 +96,25 @@ impl EndToEnd {
             service,
             providers,
             judge,
+            legs,
         } = call;
         let config = tls::e2e_client(&self.identity, &self.trust, &providers, Some(judge));
         let tls = record::client(config, stream)?;
-        let halves = stream::start(Role::Opener, leg, &self.tasks);
+        let again = legs.map(|source| Again {
+            source,
+            stream,
+            service: service.clone(),
+        });
+        let halves = self.streams.open(leg, again);
         let talk = async {
             let (mut reader, mut writer) = record::handshake(tls, halves).await?;
+            let (provider, _) = proved(&reader)?;
+            let context = TicketContext {
+                stream: stream.0,
+                opener: self.me()?,
+                accepter: provider.clone(),
+            };
+            writer.outlive_legs(reader.ticket(context)?, provider);
             writer.write(question(&service, &early()?)).await?;
             match reader.take(1).await?.get_u8() {
                 ACCEPTED => Ok((reader, writer)),
@@ -114,13 +129,22 @@ impl EndToEnd {
     ///
     /// # Errors
     /// Why the caller could not be heard or believed; it has been told.
-    pub async fn answer(&self, leg: BiStream, stream: StreamId) -> Result<Caller, Reason> {
+    pub async fn answer(&self, leg: Leg, place: Place) -> Result<Caller, Reason> {
+        let (stream, door) = (place.id(), place.door().clone());
         let tls = record::server(Arc::clone(&self.server), stream)?;
-        let halves = stream::start(Role::Accepter, leg, &self.tasks);
+        let halves = self.streams.accept(leg, place);
         let talk = async {
             let (mut reader, writer) = record::handshake(tls, halves).await?;
-            let peer = reader.peer().ok_or(Reason::PeerNotAuthentic)?;
-            let agent = peer.agent().cloned().ok_or(Reason::PeerNotAuthentic)?;
+            let (agent, peer) = proved(&reader)?;
+            let context = TicketContext {
+                stream: stream.0,
+                opener: agent.clone(),
+                accepter: self.me()?,
+            };
+            let ticket = reader.ticket(context)?;
+            // The door first: a leg that is lost now may be followed by the next one at once.
+            door.settle(agent.clone(), peer.clone(), Arc::clone(&ticket));
+            writer.outlive_legs(ticket, agent.clone());
             let length = reader.take(1).await?.get_u8();
             let name = reader.take(length.into()).await?;
             let name = std::str::from_utf8(&name).map_err(|_| Reason::ProtocolViolation)?;
@@ -137,6 +161,28 @@ impl EndToEnd {
             .await
             .unwrap_or(Err(Reason::HandshakeTimeout))
     }
+
+    /// How many streams wait for another leg.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.streams.parked()
+    }
+
+    fn me(&self) -> Result<AgentId, Reason> {
+        let svid = self.identity.current().ok_or(Reason::Internal)?;
+        svid.id()
+            .principal
+            .as_agent()
+            .cloned()
+            .ok_or(Reason::Internal)
+    }
+}
+
+/// Who the other side proved to be.
+fn proved(reader: &SealedReader) -> Result<(AgentId, PeerIdentity), Reason> {
+    let peer = reader.peer().ok_or(Reason::PeerNotAuthentic)?;
+    let agent = peer.agent().cloned().ok_or(Reason::PeerNotAuthentic)?;
+    Ok((agent, peer))
 }
 
 /// The caller's question: the service's name behind its length, then whatever it has already to say.

@@ -18,6 +18,7 @@ use sealock_proto::wire::{Incoming, Message, Open, SessionKind};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::stream::Leg;
 use crate::transport::{BiStream, Connection};
 
 mod board;
@@ -78,8 +79,14 @@ impl Session {
     ///
     /// # Errors
     /// When the session is lost.
-    pub async fn open_leg(&self, open: &Open) -> Result<BiStream, Reason> {
-        self.open_stream(&Message::Open(open.clone())).await
+    pub async fn open_leg(&self, open: Open) -> Result<Leg, Reason> {
+        let io = self.open_stream(&Message::Open(open)).await?;
+        Ok(self.leg(io))
+    }
+
+    /// A leg on this session; it is to be left when the session is.
+    fn leg(&self, io: BiStream) -> Leg {
+        Leg::new(io, self.retiring.clone())
     }
 
     /// A stream that the relay joins with the controller, blindly.
@@ -150,7 +157,7 @@ pub struct Offered {
     /// What the relay says of it.
     pub incoming: Incoming,
     /// The leg.
-    pub leg: BiStream,
+    pub leg: Leg,
 }
 
 /// What a session is made of.

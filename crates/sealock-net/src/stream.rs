@@ -1,63 +1,167 @@
 //! Drives a resumable stream over its legs: the state machine of `sealock-proto`, a task, and two halves for the user.
 //!
 //! The task owns the leg and is the only one who reads and writes it; the halves touch the machine alone and wake the
-//! task. So a slow application never holds up acknowledgements, and a leg can be exchanged under a live stream.
+//! task. So a slow application never holds up acknowledgements, and a leg is exchanged under a live stream.
 //! When both halves are dropped, the task stays until the peer has all it needs, or time is up.
+//!
+//! Legs come from a [`LegSource`] at the opener, and through a [`Door`](door::Door) at the accepter.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use sealock_core::identity::AgentId;
 use sealock_core::reason::Reason;
-use sealock_proto::stream::{Event, Read, Role, Stream, StreamConfig, WriteError};
+use sealock_proto::stream::{Event, Read, Role, Stream, StreamConfig, Ticket, WriteError};
 use tokio::sync::Notify;
 
 use crate::task::Spawner;
-use crate::transport::BiStream;
 
+mod carrier;
+pub mod door;
 mod driver;
+mod leg;
+mod memory;
+mod way;
 
-/// Begins a stream on its first leg: an opener has sent the leg's head, an accepter has also answered it.
-#[must_use]
-pub fn start(role: Role, leg: BiStream, tasks: &Spawner) -> (StreamReader, StreamWriter) {
-    let shared = Arc::new(Shared {
-        machine: Mutex::new(Stream::new(Instant::now(), role, config())),
-        driver: Notify::new(),
-        readable: Notify::new(),
-        writable: Notify::new(),
-    });
-    tasks.spawn("stream", driver::run(Arc::clone(&shared), role, leg));
-    (
-        StreamReader {
-            shared: Arc::clone(&shared),
-        },
-        StreamWriter {
-            shared,
-            ended: false,
-        },
-    )
+pub use leg::{Leg, LegSource, loses_only_the_leg};
+pub use way::Again;
+
+use carrier::News;
+use door::Place;
+use memory::{Memory, Parking};
+use way::{Asking, Gates, Way};
+
+/// What all streams of an agent share; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Streams {
+    tasks: Spawner,
+    memory: Memory,
+    parking: Parking,
+    gates: Gates,
 }
 
-fn config() -> StreamConfig {
-    StreamConfig {
-        // Of the resume window only the time that a settled stream waits for the peer's last word is used so far.
-        resume_window: Duration::from_secs(10),
-        ..StreamConfig::default()
+impl Streams {
+    /// Streams whose tasks live in `tasks`.
+    #[must_use]
+    pub fn new(tasks: Spawner) -> Self {
+        Self {
+            tasks,
+            memory: Memory::default(),
+            parking: Parking::default(),
+            gates: Gates::default(),
+        }
+    }
+
+    /// Begins a stream on a leg whose head was sent. Without `again` it ends with its first leg.
+    #[must_use]
+    pub fn open(&self, first: Leg, again: Option<Again>) -> (StreamReader, StreamWriter) {
+        let asking = Asking::new(again, self.gates.clone());
+        self.start(Role::Opener, first, Way::Opener(Box::new(asking)))
+    }
+
+    /// Begins a stream on a leg that was offered and answered.
+    #[must_use]
+    pub fn accept(&self, first: Leg, place: Place) -> (StreamReader, StreamWriter) {
+        self.start(Role::Accepter, first, Way::Accepter(place))
+    }
+
+    fn start(&self, role: Role, first: Leg, way: Way) -> (StreamReader, StreamWriter) {
+        let shared = Arc::new(Shared {
+            machine: Mutex::new(Stream::new(Instant::now(), role, StreamConfig::default())),
+            resume: OnceLock::new(),
+            memory: Share::of(&self.memory),
+            driver: Notify::new(),
+            readable: Notify::new(),
+            writable: Notify::new(),
+        });
+        let driver = driver::run(Arc::clone(&shared), role, first, way, self.parking.clone());
+        self.tasks.spawn("stream", driver);
+        (
+            StreamReader {
+                shared: Arc::clone(&shared),
+            },
+            StreamWriter {
+                shared,
+                ended: false,
+            },
+        )
+    }
+
+    /// How many streams wait for another leg.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.parking.len()
     }
 }
 
 #[derive(Debug)]
 struct Shared {
     machine: Mutex<Stream>,
+    /// What later legs need; there once both agents have proved themselves.
+    resume: OnceLock<Resume>,
+    memory: Share,
     /// The user changed the machine.
     driver: Notify,
     readable: Notify,
     writable: Notify,
 }
 
+/// What a stream needs to be taken up again.
+#[derive(Debug)]
+struct Resume {
+    ticket: Arc<Ticket>,
+    peer: AgentId,
+}
+
+/// A stream's share of its agent's memory.
+#[derive(Debug)]
+struct Share {
+    memory: Memory,
+    held: Mutex<u64>,
+}
+
+impl Share {
+    fn of(memory: &Memory) -> Self {
+        Self {
+            memory: memory.clone(),
+            held: Mutex::new(0),
+        }
+    }
+
+    fn settle(&self, committed: u64) {
+        let mut held = self.held.lock();
+        if *held != committed {
+            self.memory.settle(*held, committed);
+            *held = committed;
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.settle(0);
+    }
+}
+
 impl Shared {
-    /// Tells the halves what happened.
+    /// Accounts for what the machine holds, and bounds what it may grow to.
+    fn settle(&self, machine: &mut Stream) {
+        self.memory.settle(machine.committed());
+        machine.set_max_window(self.memory.memory.ceiling());
+    }
+
+    /// Tells the halves of all events, and the driver what they ask of it.
+    fn pass_on(&self, machine: &mut Stream) -> News {
+        let mut news = News::default();
+        while let Some(event) = machine.poll_event() {
+            news.note(event);
+            self.announce(event);
+        }
+        news
+    }
+
     fn announce(&self, event: Event) {
         match event {
             Event::Readable | Event::FinReceived => self.readable.notify_one(),
@@ -68,6 +172,24 @@ impl Shared {
             }
             Event::Attached(_) | Event::Parked | Event::LegWanted | Event::Released => {}
         }
+    }
+
+    /// Ends the stream for this side alone.
+    fn fail(&self, reason: Reason) {
+        let mut machine = self.machine.lock();
+        machine.fail(Instant::now(), reason);
+        let _nobody_drives_on = self.pass_on(&mut machine);
+    }
+
+    fn verdict(&self) -> Option<Result<(), Reason>> {
+        self.machine.lock().verdict()
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -90,7 +212,12 @@ impl StreamReader {
     /// Safe: bytes are either returned or still to be read.
     pub async fn read(&mut self) -> Result<Option<Bytes>, Reason> {
         loop {
-            let read = self.shared.machine.lock().read(Instant::now(), READ_LIMIT);
+            let read = {
+                let mut machine = self.shared.machine.lock();
+                let read = machine.read(Instant::now(), READ_LIMIT);
+                self.shared.settle(&mut machine);
+                read
+            };
             match read {
                 Read::Data(bytes) => {
                     self.shared.driver.notify_one();
@@ -124,12 +251,12 @@ impl StreamWriter {
     /// Not safe: part of the bytes may have been taken.
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), Reason> {
         while !bytes.is_empty() {
-            let taken = self
-                .shared
-                .machine
-                .lock()
-                .write(&mut bytes)
-                .map_err(reason_of)?;
+            let taken = {
+                let mut machine = self.shared.machine.lock();
+                let taken = machine.write(&mut bytes);
+                self.shared.settle(&mut machine);
+                taken.map_err(reason_of)?
+            };
             if taken > 0 {
                 self.shared.driver.notify_one();
             } else {
@@ -137,6 +264,13 @@ impl StreamWriter {
             }
         }
         Ok(())
+    }
+
+    /// From here on the stream outlives its legs: with proofs of this ticket, with this agent at the other end.
+    pub(crate) fn outlive_legs(&self, ticket: Arc<Ticket>, peer: AgentId) {
+        // A second time changes nothing; there is one handshake.
+        let _first = self.shared.resume.set(Resume { ticket, peer });
+        self.shared.driver.notify_one();
     }
 
     /// Ends this direction cleanly.

@@ -5,24 +5,24 @@
 
 use sealock_core::fact::{CertificateRef, Fact, Facts, Source};
 use sealock_core::identity::AgentId;
-use sealock_core::name::AgentName;
+use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
 use sealock_net::e2e::EndToEnd;
 use sealock_net::identity::PeerIdentity;
+use sealock_net::stream::Leg;
+use sealock_net::stream::door::{Door, Doors, Place};
 use sealock_net::transport::BiStream;
-use sealock_proto::wire::{Incoming, Message, Open};
+use sealock_proto::stream::Epoch;
+use sealock_proto::wire::{Incoming, Message, Open, StreamId};
 
 use crate::arrival::{Arrival, InletKind, LegHead, Near};
+use crate::audit::Decision;
+use crate::hop::Hop;
 
 /// At a relay: a caller's open, with the identity of its session.
 #[must_use]
 pub fn at_relay(caller: &AgentId, peer: &PeerIdentity, open: Open, leg: BiStream) -> Arrival {
-    let facts = Facts {
-        tenant: caller.tenant.clone(),
-        caller: Fact::new(caller.clone(), Source::Certificate),
-        certificate: Some(certificate(peer)),
-        service: Fact::new(open.service, Source::Asked),
-    };
+    let facts = proved_facts(caller.clone(), peer, open.service);
     Arrival {
         inlet: InletKind::Session,
         facts,
@@ -43,16 +43,19 @@ pub async fn at_provider(
     end_to_end: &EndToEnd,
     me: &AgentName,
     incoming: Incoming,
-    mut leg: BiStream,
+    (mut leg, place): (Leg, Place),
 ) -> Result<Arrival, Reason> {
     let head = LegHead {
         stream: incoming.stream,
         epoch: incoming.epoch,
         provider: None,
     };
-    leg.send.write(Message::Opened(me.clone()).encode()).await?;
+    leg.io
+        .send
+        .write(Message::Opened(me.clone()).encode())
+        .await?;
     // In a box, so that the flow does not keep the handshake's memory.
-    let caller = Box::pin(end_to_end.answer(leg, incoming.stream)).await?;
+    let caller = Box::pin(end_to_end.answer(leg, place)).await?;
     let proved = caller.agent().clone();
     if proved != incoming.caller || *caller.service() != incoming.service {
         // The relay and the caller tell different stories: neither is believed.
@@ -60,18 +63,71 @@ pub async fn at_provider(
         caller.refuse(Reason::PeerNotAuthentic).await;
         return Err(Reason::PeerNotAuthentic);
     }
-    let facts = Facts {
-        tenant: proved.tenant.clone(),
-        caller: Fact::new(proved, Source::Certificate),
-        certificate: Some(certificate(caller.peer())),
-        service: Fact::new(caller.service().clone(), Source::Asked),
-    };
+    let facts = proved_facts(proved, caller.peer(), caller.service().clone());
     Ok(Arrival {
         inlet: InletKind::Session,
         facts,
         leg: Some(head),
         near: Near::Sealed(Box::new(caller)),
     })
+}
+
+/// At a provider: a later leg for a stream that lives here. Judged as the first one was, by the identity that the
+/// caller proved then, and written down once, whatever comes of it.
+pub async fn take_up(hop: &Hop, doors: &Doors, me: &AgentName, incoming: Incoming, leg: Leg) {
+    let (stream, epoch) = (incoming.stream, incoming.epoch);
+    let claimed = Facts {
+        tenant: incoming.caller.tenant.clone(),
+        caller: Fact::new(incoming.caller, Source::Relayed),
+        certificate: None,
+        service: Fact::new(incoming.service, Source::Relayed),
+    };
+    let (facts, found) = match owned(doors, stream, &claimed) {
+        Ok((door, facts)) => (facts, Ok(door)),
+        Err(reason) => (claimed, Err(reason)),
+    };
+    let allowed = found.and_then(|door| Ok((door, hop.judge.judge(&facts)?)));
+    let (rule, outcome) = match allowed {
+        Ok((door, rule)) => (Some(rule), let_in(&door, leg, me, epoch).await),
+        Err(reason) => {
+            Near::Leg(leg.io).refuse(reason).await;
+            (None, Err(reason))
+        }
+    };
+    if let Err(reason) = outcome {
+        tracing::info!(stream_id = %stream, epoch = epoch.0, reason = reason.code(), "a later leg was refused");
+    }
+    hop.audit
+        .decided(Decision::new(&facts, rule, outcome.err()));
+}
+
+/// The stream's door and what is known of its owner, when that is who the relay says is calling.
+fn owned(doors: &Doors, stream: StreamId, claimed: &Facts) -> Result<(Door, Facts), Reason> {
+    let door = doors.find(stream)?;
+    let (caller, peer) = door.owner().ok_or(Reason::AttachRefused)?;
+    let is_same = *caller == claimed.caller.value && *door.service() == claimed.service.value;
+    if !is_same {
+        return Err(Reason::PeerNotAuthentic);
+    }
+    let facts = proved_facts(caller.clone(), peer, door.service().clone());
+    Ok((door, facts))
+}
+
+async fn let_in(door: &Door, mut leg: Leg, me: &AgentName, epoch: Epoch) -> Result<(), Reason> {
+    leg.io
+        .send
+        .write(Message::Opened(me.clone()).encode())
+        .await?;
+    door.let_in(leg, epoch).await
+}
+
+fn proved_facts(caller: AgentId, peer: &PeerIdentity, service: ServiceName) -> Facts {
+    Facts {
+        tenant: caller.tenant.clone(),
+        caller: Fact::new(caller, Source::Certificate),
+        certificate: Some(certificate(peer)),
+        service: Fact::new(service, Source::Asked),
+    }
 }
 
 fn certificate(peer: &PeerIdentity) -> CertificateRef {

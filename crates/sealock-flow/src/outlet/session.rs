@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sealock_core::fact::Facts;
 use sealock_core::identity::AgentId;
 use sealock_core::name::AgentName;
@@ -15,6 +16,7 @@ use sealock_core::view::View;
 use sealock_net::e2e::{Call, EndToEnd};
 use sealock_net::identity::PeerIdentity;
 use sealock_net::session::{Session, Sessions, State};
+use sealock_net::stream::LegSource;
 use sealock_net::transport::Connection;
 use sealock_net::views::ViewStore;
 use sealock_proto::stream::Epoch;
@@ -27,10 +29,13 @@ use crate::outlet::Opening;
 #[derive(Debug)]
 pub struct ServiceOutlet {
     sessions: Sessions,
+    legs: Arc<dyn LegSource>,
     end_to_end: EndToEnd,
     views: ViewStore,
 }
 
+/// How often an open is begun again on another session.
+const ATTEMPTS: u32 = 3; // a relay that drains and the one after it
 /// How long an open waits for a session that is being made anew.
 const SESSION_WAIT: Duration = Duration::from_secs(5); // a relay restart takes about 1 s to heal
 
@@ -39,17 +44,41 @@ impl ServiceOutlet {
     #[must_use]
     pub fn new(sessions: Sessions, end_to_end: EndToEnd, views: ViewStore) -> Self {
         Self {
+            legs: Arc::new(sessions.clone()),
             sessions,
             end_to_end,
             views,
         }
     }
 
-    /// Opens a leg to a provider and authenticates it end to end.
+    /// Opens a stream to a provider and authenticates it end to end.
+    ///
+    /// A session that is lost in the middle costs nothing but time, as long as nothing of the application was sent.
     pub(super) async fn open(&self, opening: &mut Opening<'_>) -> Result<Io, Reason> {
-        let service = opening.facts.service.value.clone();
-        let view = self.views.current(&opening.facts.tenant)?;
-        let providers = providers(&view, opening.facts)?;
+        let (facts, mut attempts) = (opening.facts, 0);
+        loop {
+            let mut sent = false;
+            let early = || {
+                sent = true;
+                opening.early()
+            };
+            match self.attempt(facts, early).await {
+                Err(Reason::SessionLost | Reason::Draining) if !sent && attempts < ATTEMPTS => {
+                    attempts += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        facts: &Facts,
+        early: impl FnOnce() -> Result<Bytes, Reason>,
+    ) -> Result<Io, Reason> {
+        let service = facts.service.value.clone();
+        let view = self.views.current(&facts.tenant)?;
+        let providers = providers(&view, facts)?;
         let session = self.session().await?;
         let stream = StreamId(rand::random());
         let open = Open {
@@ -58,7 +87,9 @@ impl ServiceOutlet {
             service: service.clone(),
             provider: None,
         };
-        let leg = session.open_leg(&open).await?;
+        let leg = session.open_leg(open).await?;
+        // A session that is kept here would live for as long as the handshake.
+        drop(session);
         let call = Call {
             stream,
             service,
@@ -71,8 +102,9 @@ impl ServiceOutlet {
                     Ok(())
                 }
             }),
+            legs: Some(Arc::clone(&self.legs)),
         };
-        let (reader, writer) = self.end_to_end.call(leg, call, || opening.early()).await?;
+        let (reader, writer) = self.end_to_end.call(leg, call, early).await?;
         Ok(Io::Sealed(reader, writer))
     }
 

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use sealock_core::identity::AgentId;
 use sealock_core::reason::Reason;
+use sealock_core::secret::Secret;
+use sealock_proto::stream::{Ticket, TicketContext};
 use sealock_proto::wire::StreamId;
 
 use crate::identity::PeerIdentity;
@@ -92,6 +95,8 @@ impl Tls {
     }
 }
 
+/// The exporter's label of the resume secret (RFC 5705 §4: private labels begin so).
+const RESUME_LABEL: &[u8] = b"EXPERIMENTAL sealock resume v1";
 /// How much plaintext is decrypted before it is handed on.
 const PLAINTEXT: usize = 32 * 1024; // two records
 /// What a record adds to its 16 KiB of plaintext, and an allowance for one more.
@@ -230,6 +235,20 @@ impl SealedReader {
         PeerIdentity::from_leaf(tls.connection.peer_certificates()?.first()?).ok()
     }
 
+    /// The ticket by which the stream is taken up again, from a secret that only the two ends of the encryption have
+    /// (RFC 8446 §7.5).
+    ///
+    /// # Errors
+    /// [`Reason::Internal`] before the handshake is over.
+    pub(super) fn ticket(&self, context: TicketContext) -> Result<Arc<Ticket>, Reason> {
+        let tls = self.tls.lock();
+        let secret = tls
+            .connection
+            .export_keying_material([0; 32], RESUME_LABEL, None)
+            .map_err(|_| Reason::Internal)?;
+        Ok(Arc::new(Ticket::new(Secret::new(secret), context)))
+    }
+
     /// Says that nothing more will be read. The stream as a whole is ended by its writing half.
     pub fn stop(&mut self, _reason: Reason) {}
 }
@@ -280,6 +299,11 @@ impl SealedWriter {
         };
         self.stream.write(end).await?;
         self.stream.finish()
+    }
+
+    /// From here on the stream outlives its legs.
+    pub(super) fn outlive_legs(&self, ticket: Arc<Ticket>, peer: AgentId) {
+        self.stream.outlive_legs(ticket, peer);
     }
 
     /// Ends the stream abnormally, both directions at once.

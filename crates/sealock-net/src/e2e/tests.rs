@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::identity::testing::TestCa;
+use crate::stream::door::Doors;
 use crate::task::Scope;
 use crate::tls;
 use crate::transport::{Connection, Endpoint, RecvHalf, SendHalf, Settings, TransportKeys};
@@ -104,11 +105,12 @@ async fn heard_through(change: Change) -> (usize, Result<(), Reason>) {
         service: "echo".parse().expect("a name"),
         providers: BTreeSet::from(providers),
         judge: Arc::new(|_| Ok(())),
+        legs: None,
     };
     let leg = caller.open_bi().await.expect("a leg");
     scope.spawn("caller", async move {
         let early = || Ok(Bytes::new());
-        if let Ok((_reader, mut writer)) = calling.call(leg, call, early).await {
+        if let Ok((_reader, mut writer)) = calling.call(Leg::lasting(leg), call, early).await {
             // Told apart from the handshake by its place in the stream.
             let _cut = writer.write(Bytes::from(vec![7; 256 * 1024])).await;
             let _cut = writer.finish().await;
@@ -116,7 +118,10 @@ async fn heard_through(change: Change) -> (usize, Result<(), Reason>) {
         }
     });
     let leg = provider.accept_bi().await.expect("a leg");
-    let taken = answering.answer(leg, stream).await.expect("a caller");
+    let place = Doors::default().enter(stream, "echo".parse().expect("a name"));
+    let leg = Leg::lasting(leg);
+    let taken = answering.answer(leg, place.expect("a new id")).await;
+    let taken = taken.expect("a caller");
     let (mut reader, _writer) = taken.accept().await.expect("taken");
     let mut length = 0;
     loop {

@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use sealock_core::address::HostPort;
 use sealock_core::reason::Reason;
+use sealock_proto::wire::Open;
 use tokio::sync::watch;
 
 use super::Session;
+use crate::stream::{Leg, LegSource};
 
 /// What a session is at.
 #[derive(Debug, Clone)]
@@ -105,7 +108,24 @@ impl Board {
     }
 }
 
+impl LegSource for Sessions {
+    fn open(&self, open: Open, attempt: u32) -> BoxFuture<'_, Result<Leg, Reason>> {
+        Box::pin(async move { self.for_attempt(attempt).await.open_leg(open).await })
+    }
+}
+
 impl Sessions {
+    /// The best session at first; after refusals the others in turn, for a relay may not know yet who is where.
+    async fn for_attempt(&self, attempt: u32) -> Session {
+        let all = self.all();
+        let live: Vec<&Session> = all.iter().filter(|it| !it.is_retiring()).collect();
+        let turn = usize::try_from(attempt).unwrap_or(0);
+        match live.get(turn % live.len().max(1)) {
+            Some(&session) => session.clone(),
+            None => self.current().await,
+        }
+    }
+
     /// The best session for a new leg, waiting until there is one. It is never one that retires.
     ///
     /// # Cancel safety

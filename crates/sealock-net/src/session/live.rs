@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::keep::Next;
 use super::{Offered, Session, SessionConfig};
 use crate::message::{self, Inbox, ReadError};
+use crate::stream::Leg;
 use crate::task::Scope;
 use crate::transport::{BiStream, Connection, Lost, SendHalf};
 
@@ -64,7 +65,7 @@ pub(super) async fn retire(session: Session, offered: mpsc::Sender<Offered>) {
     let headless = Arc::new(Semaphore::new(HEADLESS_LIMIT));
     let last = async {
         while let Ok((leg, slot)) = accept(&session.connection, &headless).await {
-            take_in(leg, slot, offered.clone(), &scope);
+            take_in(session.leg(leg), slot, offered.clone(), &scope);
         }
     };
     // The time-out is the ordinary end.
@@ -176,7 +177,7 @@ impl Live {
                 }
                 stream = accept(connection, &headless) => match stream {
                     Ok((leg, slot)) => {
-                        take_in(leg, slot, config.offered.clone(), &scope);
+                        take_in(session.leg(leg), slot, config.offered.clone(), &scope);
                         Ok(())
                     }
                     Err(lost) => Err(lost.reason()),
@@ -249,22 +250,22 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Reads a stream's head and hands it over, in a task of its own: a slow head holds up nobody.
 fn take_in(
-    mut leg: BiStream,
+    mut leg: Leg,
     slot: OwnedSemaphorePermit,
     offered: mpsc::Sender<Offered>,
     scope: &Scope,
 ) {
     scope.spawn("head", async move {
-        let head = tokio::time::timeout(HEAD_DEADLINE, message::read(&mut leg.recv)).await;
+        let head = tokio::time::timeout(HEAD_DEADLINE, message::read(&mut leg.io.recv)).await;
         drop(slot);
         match head {
             Ok(Ok(Message::Incoming(incoming))) => {
                 if let Err(error) = offered.try_send(Offered { incoming, leg }) {
-                    error.into_inner().leg.reset(Reason::Overloaded);
+                    error.into_inner().leg.io.reset(Reason::Overloaded);
                 }
             }
-            Ok(Ok(_) | Err(_)) => leg.reset(Reason::ProtocolViolation),
-            Err(_elapsed) => leg.reset(Reason::HandshakeTimeout),
+            Ok(Ok(_) | Err(_)) => leg.io.reset(Reason::ProtocolViolation),
+            Err(_elapsed) => leg.io.reset(Reason::HandshakeTimeout),
         }
     });
 }

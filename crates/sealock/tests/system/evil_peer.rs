@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use sealock_core::reason::Reason;
 use sealock_net::e2e::EndToEnd;
 use sealock_net::message;
+use sealock_net::stream::Leg;
 use sealock_net::task::Scope;
 use sealock_net::transport::ReadError;
 use sealock_proto::stream::{Ack, Attach, Epoch, Frame};
@@ -221,7 +222,9 @@ async fn a_stream_number_that_is_live_at_the_provider_is_refused() -> Result<()>
     let trust = world.ca.trust_store();
     let identity = world.ca.identity("default/agent/caller");
     let end_to_end = EndToEnd::new(identity, trust, tasks.spawner());
-    let (mut reader, mut writer) = end_to_end.call(leg, call, || Ok(Bytes::new())).await?;
+    let (mut reader, mut writer) = end_to_end
+        .call(Leg::lasting(leg), call, || Ok(Bytes::new()))
+        .await?;
 
     let mut stolen = thief.connection.open_bi().await?;
     stolen.send.write(open.encode()).await?;

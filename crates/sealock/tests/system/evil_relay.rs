@@ -14,6 +14,8 @@ use sealock_core::reason::Reason;
 use sealock_net::e2e::EndToEnd;
 use sealock_net::identity::IdentityStore;
 use sealock_net::message;
+use sealock_net::stream::Leg;
+use sealock_net::stream::door::Doors;
 use sealock_net::task::{Scope, Spawner};
 use sealock_net::tls;
 use sealock_net::transport::{
@@ -159,7 +161,10 @@ impl Inner {
             near.send
                 .write(Message::Opened("provider".parse()?).encode())
                 .await?;
-            let caller = end_to_end.answer(near, open.stream).await;
+            let place = Doors::default().enter(open.stream, open.service.clone());
+            let caller = end_to_end
+                .answer(Leg::lasting(near), place.context("a new id")?)
+                .await;
             let (mut reader, mut writer) = caller.context("believed")?.accept().await?;
             writer.write(Bytes::from_static(b"from the relay")).await?;
             reader.read().await?;
@@ -628,7 +633,7 @@ async fn an_open_that_nobody_answers_leaves_nothing_behind() -> Result<()> {
     for _ in 0..50 {
         let leg = caller.connection.open_bi().await?;
         let call = crate::world::call("echo", &["provider"])?;
-        let calling = end_to_end.call(leg, call, || Ok(Bytes::new()));
+        let calling = end_to_end.call(Leg::lasting(leg), call, || Ok(Bytes::new()));
         let gave_up = tokio::time::timeout(Duration::from_millis(5), calling).await;
         assert!(gave_up.is_err(), "a black hole answered");
     }

@@ -358,6 +358,7 @@ pub(crate) fn call(service: &str, providers: &[&str]) -> Result<Call> {
         service: service.parse()?,
         providers: providers.iter().map(id).collect::<Result<_>>()?,
         judge: Arc::new(|_| Ok(())),
+        legs: None,
     })
 }
 

@@ -1,0 +1,390 @@
+//! A leg at work: its frames in and out, until it is lost, replaced, or the stream is over.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use sealock_core::reason::Reason;
+use sealock_proto::stream::{Decoder, Epoch, Event, Frame, Role};
+use sealock_proto::wire::Message;
+use tokio_util::sync::CancellationToken;
+
+use super::leg::{Leg, lost_reading, lost_writing};
+use super::way::{Next, Way};
+use super::{Shared, until};
+use crate::message;
+use crate::transport::{BiStream, RecvHalf, SendHalf};
+
+/// How much is made ready for the leg at once: enough to fill it, little enough to stay fresh.
+const BATCH: usize = 128 * 1024;
+/// The most that is read from the leg at once.
+const CHUNK: usize = 128 * 1024;
+/// How long the first leg may take to be answered.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A leg with all that its bytes need on their way.
+pub(super) struct Carrier {
+    reader: RecvHalf,
+    writer: SendHalf,
+    leaving: CancellationToken,
+    /// It has been seen that the leg is to be left.
+    left: bool,
+    epoch: Epoch,
+    /// Until when the other side must have answered our ATTACH.
+    answer_by: Option<Instant>,
+    decoder: Decoder,
+    outbox: Outbox,
+    /// The other side will say no more.
+    silent: bool,
+    released: bool,
+    /// The leg before this one, until this one is known to carry.
+    former: Option<(SendHalf, RecvHalf)>,
+}
+
+/// How a leg's work ended.
+pub(super) enum Ended {
+    /// The stream is over and the leg closed.
+    Over,
+    /// There is another leg; this one still works.
+    Next(Next),
+    /// The leg is of no more use.
+    Lost(Reason),
+}
+
+impl Carrier {
+    /// The first leg.
+    pub(super) fn new(leg: Leg) -> Self {
+        Self::later(leg, Epoch::FIRST, None)
+    }
+
+    /// A later leg, that must be answered in time.
+    pub(super) fn later(leg: Leg, epoch: Epoch, answer_by: Option<Instant>) -> Self {
+        let (BiStream { send, recv }, leaving) = leg.into_parts();
+        Self {
+            reader: recv,
+            writer: send,
+            leaving,
+            left: false,
+            epoch,
+            answer_by,
+            decoder: Decoder::new(),
+            outbox: Outbox::default(),
+            silent: false,
+            released: false,
+            former: None,
+        }
+    }
+
+    /// Goes on with bytes that were read from the leg before.
+    pub(super) fn go_on_with(&mut self, decoder: Decoder) {
+        self.decoder = decoder;
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Another leg takes this one's place; this one is closed when the other is known to carry.
+    pub(super) fn succeed(&mut self, successor: Self) {
+        let former = std::mem::replace(self, successor);
+        self.former = Some((former.writer, former.reader));
+        if self.answer_by.is_none() {
+            self.close_former();
+        }
+    }
+
+    // A clean end in both directions: nothing was lost on it.
+    fn close_former(&mut self) {
+        if let Some((mut writer, mut reader)) = self.former.take() {
+            // One that is lost already needs no closing.
+            let _closed = writer.finish();
+            reader.stop(Reason::Done);
+        }
+    }
+
+    /// Tells whoever is at the other end why the leg is of no more use.
+    pub(super) fn abandon(&mut self, reason: Reason) {
+        self.writer.reset(reason);
+        self.reader.stop(reason);
+    }
+
+    /// The opener speaks first and hears meanwhile whether the provider took the leg.
+    pub(super) async fn open(&mut self, shared: &Shared) -> Result<(), Reason> {
+        let begun = Instant::now();
+        shared
+            .machine
+            .lock()
+            .attach(begun, None)
+            .map_err(|_| Reason::Internal)?;
+        let Self {
+            reader,
+            writer,
+            outbox,
+            ..
+        } = self;
+        // One future for the whole wait: a message must not be read by halves.
+        let answer = message::read(reader);
+        tokio::pin!(answer);
+        let answer = loop {
+            still_wanted(shared)?;
+            let turn = outbox.fill(shared);
+            tokio::select! {
+                biased; // an answer decides whether there is anything more to say
+                answer = &mut answer => break answer,
+                sent = outbox.send(writer), if !turn.is_idle => sent?,
+                () = shared.driver.notified() => {}
+                () = until(Some(begun + ANSWER_DEADLINE)) => return Err(Reason::OpenTimeout),
+            }
+        };
+        match answer {
+            Ok(Message::Opened(_)) => Ok(()),
+            Ok(Message::Refused(reason)) => Err(reason),
+            Ok(_) => Err(Reason::ProtocolViolation),
+            Err(error) => Err(error.reason()),
+        }
+    }
+
+    /// The accepter hears the opener's ATTACH before it says anything.
+    pub(super) async fn accept(&mut self, shared: &Shared) -> Result<(), Reason> {
+        let attach = loop {
+            still_wanted(shared)?;
+            match self.decoder.next() {
+                Ok(Some(Frame::Attach(attach))) => break attach,
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => return Err(Reason::ProtocolViolation),
+            }
+            tokio::select! {
+                biased; // bytes that came count, even when the user has just given up
+                chunk = self.reader.read_chunk(CHUNK) => {
+                    self.decoder.push(chunk?.ok_or(Reason::PeerLost)?);
+                }
+                () = shared.driver.notified() => {}
+            }
+        };
+        self.epoch = attach.epoch;
+        shared
+            .machine
+            .lock()
+            .accept_attach(Instant::now(), &attach, None)
+            .map_err(|_| Reason::ProtocolViolation)?;
+        self.heard(shared)
+    }
+
+    /// Carries the stream over the leg for as long as that is the thing to do.
+    ///
+    /// # Cancel safety
+    /// Safe: it can be called again and goes on where it was.
+    pub(super) async fn carry(&mut self, shared: &Shared, way: &mut Way) -> Ended {
+        // What came together with the ATTACH.
+        if let Err(reason) = self.heard(shared) {
+            return Ended::Lost(reason);
+        }
+        loop {
+            let turn = self.prepare(shared);
+            if turn.is_idle && self.released {
+                // The peer has said its last word and so have we; a failure to say goodbye changes nothing.
+                let _goodbye = self.writer.finish();
+                return Ended::Over;
+            }
+            if turn.wants_leg {
+                way.want();
+            }
+            if turn.is_attached {
+                self.answer_by = None;
+                self.close_former();
+            }
+            let resume = shared.resume.get();
+            let moves = resume.is_some() && way.is_open();
+            let deadline = earliest(turn.deadline, self.answer_by);
+            let outcome = tokio::select! {
+                biased; // what comes in frees buffers and may end the stream, so it goes before what goes out
+                chunk = self.reader.read_chunk(CHUNK), if !self.silent => match chunk {
+                    Ok(Some(chunk)) => {
+                        self.decoder.push(chunk);
+                        self.heard(shared)
+                    }
+                    // Only frames end a stream. A leg that ends without is a leg that was lost.
+                    Ok(None) => {
+                        self.silent = true;
+                        if shared.verdict().is_some() { Ok(()) } else { Err(Reason::SessionLost) }
+                    }
+                    Err(error) => Err(lost_reading(&error)),
+                },
+                sent = self.outbox.send(&mut self.writer), if !turn.is_idle => sent,
+                () = shared.driver.notified() => Ok(()),
+                () = self.leaving.cancelled(), if !self.left => {
+                    self.left = true;
+                    shared.machine.lock().go_away();
+                    way.want();
+                    Ok(())
+                }
+                next = next_leg(shared, way), if moves => match next {
+                    Ok(next) => return Ended::Next(next),
+                    // The leg that is there is as good as before; who took the right back will cut it.
+                    Err(reason) => {
+                        tracing::debug!(reason = reason.code(), "a stream stays on its leg");
+                        Ok(())
+                    }
+                },
+                () = until(deadline) => {
+                    let now = Instant::now();
+                    shared.machine.lock().handle_timeout(now);
+                    if self.answer_by.is_some_and(|by| by <= now) {
+                        Err(Reason::OpenTimeout)
+                    } else {
+                        Ok(())
+                    }
+                }
+            };
+            if let Err(reason) = outcome {
+                return Ended::Lost(reason);
+            }
+        }
+    }
+
+    /// Takes over what the decoder has, frame by frame.
+    fn heard(&mut self, shared: &Shared) -> Result<(), Reason> {
+        let mut machine = shared.machine.lock();
+        let now = Instant::now();
+        while let Some(frame) = self.decoder.next().map_err(|_| Reason::ProtocolViolation)? {
+            if let Frame::Attach(attach) = &frame
+                && attach.epoch > Epoch::FIRST
+            {
+                // Somebody on the way who answers in the accepter's place gets no stream.
+                let ticket = shared.resume.get().map(|resume| &resume.ticket);
+                let proof = attach.proof.as_ref();
+                if !ticket.is_some_and(|it| it.verify(Role::Accepter, attach.epoch, proof)) {
+                    tracing::warn!(
+                        epoch = attach.epoch.0,
+                        "a leg was answered without the stream's secret"
+                    );
+                    return Err(Reason::SessionLost);
+                }
+            }
+            machine
+                .handle_frame(now, self.epoch, frame)
+                .map_err(|violation| {
+                    // Nothing that such a peer would still say is waited for; the leg's reset tells it why.
+                    tracing::warn!(err = %violation, "the peer broke the stream's protocol");
+                    Reason::ProtocolViolation
+                })?;
+        }
+        shared.settle(&mut machine);
+        Ok(())
+    }
+
+    /// Passes events on and makes frames ready.
+    fn prepare(&mut self, shared: &Shared) -> Turn {
+        let turn = self.outbox.fill(shared);
+        self.released |= turn.released;
+        turn
+    }
+}
+
+async fn next_leg(shared: &Shared, way: &mut Way) -> Result<Next, Reason> {
+    let epoch = shared.machine.lock().next_epoch();
+    match shared.resume.get() {
+        Some(resume) => way.next(&resume.peer, epoch).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Before both sides have attached, a stream that its user gave up has nobody to say goodbye to.
+fn still_wanted(shared: &Shared) -> Result<(), Reason> {
+    if shared.machine.lock().is_ending() {
+        return Err(Reason::Cancelled);
+    }
+    Ok(())
+}
+
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
+/// What a look at the machine showed.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    /// There is nothing to write.
+    is_idle: bool,
+    /// The peer needs nothing more.
+    released: bool,
+    /// The other side asked for another leg.
+    wants_leg: bool,
+    /// Both sides have attached.
+    is_attached: bool,
+    deadline: Option<Instant>,
+}
+
+/// Frames as bytes, on their way to the leg.
+#[derive(Default)]
+struct Outbox {
+    chunks: Vec<Bytes>,
+    headers: BytesMut,
+}
+
+impl Outbox {
+    fn size(&self) -> usize {
+        self.headers.len() + self.chunks.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// Passes events on and takes the frames that the machine has.
+    fn fill(&mut self, shared: &Shared) -> Turn {
+        let mut machine = shared.machine.lock();
+        let before = shared.pass_on(&mut machine);
+        let mut size = self.size();
+        while size < BATCH {
+            let Some(frame) = machine.poll_frame() else {
+                break;
+            };
+            self.push(frame);
+            size = self.size();
+        }
+        // Saying the last word may have released the stream, also when there was no more to say: where both sides said
+        // theirs at once, nothing else would ever wake this task.
+        let after = shared.pass_on(&mut machine);
+        Turn {
+            is_idle: size == 0,
+            released: before.released || after.released,
+            wants_leg: before.wants_leg || after.wants_leg,
+            is_attached: machine.is_attached(),
+            deadline: machine.next_timeout(),
+        }
+    }
+
+    fn push(&mut self, frame: Frame) {
+        let encoded = frame.encode();
+        self.headers.extend_from_slice(encoded.header.as_ref());
+        if let Some(payload) = encoded.payload {
+            self.chunks.push(self.headers.split().freeze());
+            self.chunks.push(payload);
+        }
+    }
+
+    /// Writes all of it.
+    ///
+    /// # Cancel safety
+    /// Safe: what was written is taken off as it goes.
+    async fn send(&mut self, writer: &mut SendHalf) -> Result<(), Reason> {
+        if !self.headers.is_empty() {
+            self.chunks.push(self.headers.split().freeze());
+        }
+        let sent = writer.write_all_chunks(&mut self.chunks).await;
+        sent.map_err(|error| lost_writing(&error))?;
+        // A stream that idles keeps no buffers.
+        *self = Self::default();
+        Ok(())
+    }
+}
+
+/// What the events of a machine ask of its driver.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct News {
+    pub(super) released: bool,
+    pub(super) wants_leg: bool,
+}
+
+impl News {
+    pub(super) fn note(&mut self, event: Event) {
+        self.released |= event == Event::Released;
+        self.wants_leg |= event == Event::LegWanted;
+    }
+}

@@ -1,0 +1,273 @@
+//! Where later legs find the streams that live at an accepter.
+//!
+//! A stream's id is its caller's choice, so an id that is live here already is refused, and a later leg is let in only
+//! with a proof of the stream's own secret: no caller gets near another's stream by naming it (lessons 04 and 07).
+//! What a door does not do is judge policy; who opens it has asked before.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sealock_core::identity::AgentId;
+use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
+use sealock_proto::stream::{Attach, Decoder, Epoch, Frame, Role, Ticket};
+use sealock_proto::wire::StreamId;
+use tokio::sync::{mpsc, oneshot};
+
+use super::leg::{Leg, lost_reading};
+use crate::identity::PeerIdentity;
+use crate::transport::RecvHalf;
+
+/// How long a leg may take to bring its ATTACH.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
+/// How much is read at once while the ATTACH is awaited; data follows it closely.
+const CHUNK: usize = 64 * 1024;
+/// Legs with a good proof that may wait for the stream's driver, which takes them at once.
+const WAITING_LIMIT: usize = 4;
+/// How many streams that could not be taken up in time are remembered, to say so to who comes later.
+const EXPIRED_LIMIT: usize = 4_096;
+
+/// The streams that live at an accepter; clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Doors {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    live: HashMap<StreamId, Door>,
+    expired: VecDeque<StreamId>,
+}
+
+/// The way in to a live stream; clones lead to the same one.
+#[derive(Debug, Clone)]
+pub struct Door {
+    service: ServiceName,
+    waiting: mpsc::Sender<Candidate>,
+    settled: Arc<OnceLock<Settled>>,
+}
+
+/// Who a stream belongs to, as it proved itself end to end.
+#[derive(Debug)]
+struct Settled {
+    caller: AgentId,
+    peer: PeerIdentity,
+    ticket: Arc<Ticket>,
+}
+
+/// A leg with a good proof, and who waits to hear whether it carries the stream.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) leg: Leg,
+    pub(super) decoder: Decoder,
+    pub(super) attach: Attach,
+    pub(super) answer: oneshot::Sender<Result<(), Reason>>,
+}
+
+/// A stream's place among the live ones, until its driver ends.
+#[derive(Debug)]
+pub struct Place {
+    doors: Doors,
+    id: StreamId,
+    door: Door,
+    candidates: mpsc::Receiver<Candidate>,
+}
+
+impl Doors {
+    /// Enters a stream for a service; nothing when its id is live already.
+    #[must_use]
+    pub fn enter(&self, id: StreamId, service: ServiceName) -> Option<Place> {
+        let (waiting, candidates) = mpsc::channel(WAITING_LIMIT);
+        let door = Door {
+            service,
+            waiting,
+            settled: Arc::default(),
+        };
+        let mut inner = self.inner.lock();
+        if inner.live.contains_key(&id) {
+            return None;
+        }
+        inner.live.insert(id, door.clone());
+        drop(inner);
+        Some(Place {
+            doors: self.clone(),
+            id,
+            door,
+            candidates,
+        })
+    }
+
+    /// The door of a stream.
+    ///
+    /// # Errors
+    /// [`Reason::ResumeExpired`] for a stream that waited in vain, [`Reason::PeerLost`] for one that is not known: the
+    /// process that held it is gone.
+    pub fn find(&self, id: StreamId) -> Result<Door, Reason> {
+        let inner = self.inner.lock();
+        match inner.live.get(&id) {
+            Some(door) => Ok(door.clone()),
+            None if inner.expired.contains(&id) => Err(Reason::ResumeExpired),
+            None => Err(Reason::PeerLost),
+        }
+    }
+
+    /// How many streams there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.lock().live.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Door {
+    /// The service that the stream is for.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// Who the stream belongs to, and by which certificate; nothing while that is not proved.
+    #[must_use]
+    pub fn owner(&self) -> Option<(&AgentId, &PeerIdentity)> {
+        let settled = self.settled.get()?;
+        Some((&settled.caller, &settled.peer))
+    }
+
+    /// From here on later legs may come: from this caller, with proofs of this ticket.
+    pub(crate) fn settle(&self, caller: AgentId, peer: PeerIdentity, ticket: Arc<Ticket>) {
+        // A second settlement changes nothing; there is one handshake.
+        let _first = self.settled.set(Settled {
+            caller,
+            peer,
+            ticket,
+        });
+    }
+
+    /// Takes a leg whose `Opened` was said: hears its ATTACH, checks the proof, and has the stream carried by it.
+    ///
+    /// # Errors
+    /// Why the leg does not carry the stream; the leg is reset with the reason and the stream goes on as before.
+    pub async fn let_in(&self, mut leg: Leg, epoch: Epoch) -> Result<(), Reason> {
+        let heard = tokio::time::timeout(ATTACH_DEADLINE, self.hear(&mut leg.io.recv, epoch)).await;
+        match heard.unwrap_or(Err(Reason::OpenTimeout)) {
+            Ok((attach, decoder)) => {
+                let (answer, answered) = oneshot::channel();
+                let candidate = Candidate {
+                    leg,
+                    decoder,
+                    attach,
+                    answer,
+                };
+                if let Err(refused) = self.waiting.try_send(candidate) {
+                    refused.into_inner().leg.io.reset(Reason::Overloaded);
+                    return Err(Reason::Overloaded);
+                }
+                // A driver that is gone has dropped the leg.
+                answered.await.unwrap_or(Err(Reason::PeerLost))
+            }
+            Err(reason) => {
+                leg.io.reset(reason);
+                Err(reason)
+            }
+        }
+    }
+
+    async fn hear(&self, reader: &mut RecvHalf, epoch: Epoch) -> Result<(Attach, Decoder), Reason> {
+        let settled = self.settled.get().ok_or(Reason::AttachRefused)?;
+        let mut decoder = Decoder::new();
+        let attach = loop {
+            match decoder.next() {
+                Ok(Some(Frame::Attach(attach))) => break attach,
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => return Err(Reason::ProtocolViolation),
+            }
+            let chunk = reader.read_chunk(CHUNK).await;
+            let chunk = chunk.map_err(|error| lost_reading(&error))?;
+            decoder.push(chunk.ok_or(Reason::SessionLost)?);
+        };
+        let proved = settled
+            .ticket
+            .verify(Role::Opener, attach.epoch, attach.proof.as_ref());
+        if !proved || attach.epoch != epoch {
+            return Err(Reason::AttachRefused);
+        }
+        Ok((attach, decoder))
+    }
+}
+
+impl Place {
+    /// The next leg that the stream may go on by.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn next(&mut self) -> Candidate {
+        match self.candidates.recv().await {
+            Some(candidate) => candidate,
+            // The door holds a sender for as long as this place is there.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Remembers that the stream waited in vain.
+    pub(super) fn expire(&self) {
+        let mut inner = self.doors.inner.lock();
+        if inner.expired.len() >= EXPIRED_LIMIT {
+            inner.expired.pop_front();
+        }
+        inner.expired.push_back(self.id);
+    }
+
+    /// The stream's id.
+    #[must_use]
+    pub fn id(&self) -> StreamId {
+        self.id
+    }
+
+    pub(crate) fn door(&self) -> &Door {
+        &self.door
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.doors.inner.lock().live.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service() -> ServiceName {
+        "db".parse().expect("a name")
+    }
+
+    // S20: whoever names a live stream's id gets nothing, and the stream keeps its place.
+    #[test]
+    fn an_id_that_is_live_is_not_given_twice() {
+        let doors = Doors::default();
+        let enter = || doors.enter(StreamId([7; 16]), service());
+        let first = enter();
+        assert!(first.is_some() && enter().is_none());
+        drop(first);
+        assert!(enter().is_some());
+    }
+
+    #[test]
+    fn a_stream_that_waited_in_vain_is_told_apart_from_one_that_nobody_knows() {
+        let doors = Doors::default();
+        let place = doors.enter(StreamId([1; 16]), service()).expect("a new id");
+        place.expire();
+        drop(place);
+        let reason = |id| doors.find(StreamId([id; 16])).map(|_| ()).unwrap_err();
+        assert_eq!(reason(1), Reason::ResumeExpired);
+        assert_eq!(reason(2), Reason::PeerLost);
+    }
+}
