@@ -21,6 +21,9 @@ const CHUNK: usize = 128 * 1024;
 /// How long the first leg may take to be answered.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long the other side may take to answer the end of the stream on a leg that works.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// A leg with all that its bytes need on their way.
 pub(super) struct Carrier {
     reader: RecvHalf,
@@ -36,6 +39,8 @@ pub(super) struct Carrier {
     /// The other side will say no more.
     silent: bool,
     released: bool,
+    /// Until when the other side must have said its last word.
+    goodbye_by: Option<Instant>,
     /// The leg before this one, until this one is known to carry.
     former: Option<(SendHalf, RecvHalf)>,
 }
@@ -70,6 +75,7 @@ impl Carrier {
             outbox: Outbox::default(),
             silent: false,
             released: false,
+            goodbye_by: None,
             former: None,
         }
     }
@@ -192,9 +198,12 @@ impl Carrier {
                 self.answer_by = None;
                 self.close_former();
             }
+            if turn.is_ending && self.goodbye_by.is_none() {
+                self.goodbye_by = Some(Instant::now() + GOODBYE_DEADLINE);
+            }
             let resume = shared.resume.get();
             let moves = resume.is_some() && way.is_open();
-            let deadline = earliest(turn.deadline, self.answer_by);
+            let own = earliest(self.answer_by, self.goodbye_by);
             let outcome = tokio::select! {
                 biased; // what comes in frees buffers and may end the stream, so it goes before what goes out
                 chunk = self.reader.read_chunk(CHUNK), if !self.silent => match chunk {
@@ -225,20 +234,25 @@ impl Carrier {
                         Ok(())
                     }
                 },
-                () = until(deadline) => {
-                    let now = Instant::now();
-                    shared.machine.lock().handle_timeout(now);
-                    if self.answer_by.is_some_and(|by| by <= now) {
-                        Err(Reason::OpenTimeout)
-                    } else {
-                        Ok(())
-                    }
-                }
+                () = until(earliest(turn.deadline, own)) => self.timeout(shared),
             };
             if let Err(reason) = outcome {
                 return Ended::Lost(reason);
             }
         }
+    }
+
+    fn timeout(&self, shared: &Shared) -> Result<(), Reason> {
+        let now = Instant::now();
+        shared.machine.lock().handle_timeout(now);
+        if self.answer_by.is_some_and(|by| by <= now) {
+            return Err(Reason::OpenTimeout);
+        }
+        // Whoever can be heard and does not answer is owed nothing more.
+        if self.goodbye_by.is_some_and(|by| by <= now) {
+            return Err(Reason::Cancelled);
+        }
+        Ok(())
     }
 
     /// Takes over what the decoder has, frame by frame.
@@ -311,6 +325,8 @@ struct Turn {
     wants_leg: bool,
     /// Both sides have attached.
     is_attached: bool,
+    /// The stream is over, or about to be.
+    is_ending: bool,
     deadline: Option<Instant>,
 }
 
@@ -346,6 +362,7 @@ impl Outbox {
             released: before.released || after.released,
             wants_leg: before.wants_leg || after.wants_leg,
             is_attached: machine.is_attached(),
+            is_ending: machine.is_ending(),
             deadline: machine.next_timeout(),
         }
     }
