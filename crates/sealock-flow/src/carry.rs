@@ -15,8 +15,6 @@ use crate::live::Permit;
 /// # Cancel safety
 /// Dropping the future drops both sides without their being told why; the pipe never does.
 pub async fn carry(near: Io, far: Io, permit: &Permit) -> Reason {
-    // At a relay both sides are agents' sessions; losing one is the other agent's loss of its peer.
-    let between_agents = matches!((&near, &far), (Io::Leg(_), Io::Leg(_)));
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
     let flow = permit.flow();
@@ -41,7 +39,6 @@ pub async fn carry(near: Io, far: Io, permit: &Permit) -> Reason {
     };
     let reason = match ended {
         Ok(()) => return Reason::Done,
-        Err(Reason::SessionLost) if between_agents => Reason::PeerLost,
         Err(reason) => reason,
     };
     near_reader.stop(reason);

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use sealock_core::reason::Reason;
 use sealock_net::e2e::{SealedReader, SealedWriter};
 use sealock_net::socket::{self, TcpReader, TcpWriter};
-use sealock_net::transport::{BiStream, RecvHalf, SendHalf};
+use sealock_net::transport::{BiStream, Lost, ReadError, RecvHalf, SendHalf, WriteError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream, unix};
 
@@ -100,7 +100,7 @@ impl Reader {
                 buffer.reserve(CHUNK);
                 take(stdin.read_buf(buffer).await, buffer)
             }
-            Self::Leg(half) => Ok(half.read_chunk(CHUNK).await?),
+            Self::Leg(half) => half.read_chunk(CHUNK).await.map_err(leg_read),
             Self::Sealed(half) => half.read().await,
         }
     }
@@ -130,6 +130,33 @@ fn take(outcome: std::io::Result<usize>, buffer: &mut BytesMut) -> Result<Option
             buffer.freeze()
         }
     }))
+}
+
+fn leg_read(error: ReadError) -> Reason {
+    match error {
+        ReadError::Lost(lost) => agent_lost(&lost),
+        error @ (ReadError::Reset(_) | ReadError::Stopped) => error.reason(),
+    }
+}
+
+fn leg_written(error: WriteError) -> Reason {
+    match error {
+        WriteError::Lost(lost) => agent_lost(&lost),
+        error @ (WriteError::Stopped(_) | WriteError::Finished) => error.reason(),
+    }
+}
+
+/// What the agent at a leg's other end is told when this one's session ends. Who may come back is not lost: the stream
+/// waits for it. Who said goodbye, or whose process is gone, does not come back to its streams.
+fn agent_lost(lost: &Lost) -> Reason {
+    match lost {
+        Lost::PeerGone | Lost::ByPeer(Reason::Draining) => Reason::PeerLost,
+        Lost::ByPeer(_)
+        | Lost::ByUs
+        | Lost::Silent
+        | Lost::PeerRestarted
+        | Lost::Transport { .. } => Reason::SessionLost,
+    }
 }
 
 /// A local program's socket ended abnormally; which side that is, the carrier knows.
@@ -168,7 +195,7 @@ impl Writer {
                 stdout.write_all(&chunk).await.map_err(reset_by_peer)?;
                 stdout.flush().await.map_err(reset_by_peer)
             }
-            Self::Leg(half) => Ok(half.write(chunk).await?),
+            Self::Leg(half) => half.write(chunk).await.map_err(leg_written),
             Self::Sealed(half) => half.write(chunk).await,
         }
     }
@@ -182,7 +209,7 @@ impl Writer {
             Self::Tcp(half) => half.finish().map_err(reset_by_peer),
             Self::Unix(half) => half.shutdown().await.map_err(reset_by_peer),
             Self::Stdout(stdout) => stdout.shutdown().await.map_err(reset_by_peer),
-            Self::Leg(half) => Ok(half.finish()?),
+            Self::Leg(half) => half.finish().map_err(leg_written),
             Self::Sealed(half) => half.finish().await,
         }
     }

@@ -5,6 +5,7 @@
 
 use sealock_core::fact::Facts;
 use sealock_core::identity::AgentId;
+use sealock_core::name::AgentName;
 use sealock_core::policy::RuleId;
 use sealock_core::reason::Reason;
 use sealock_flow::arrival::LegHead;
@@ -38,11 +39,26 @@ impl Judge for RelayJudge {
             .filter(|provider| holder.is_none_or(|holder| provider.agent.name == *holder))
             .map(Way::Provider)
             .collect();
-        if ways.is_empty() {
-            Err(Reason::NoProvider)
-        } else {
-            Ok(ways)
+        let provides = |holder: &AgentName| {
+            view.service(&facts.service.value)
+                .is_some_and(|service| service.providers.contains(holder))
+        };
+        match holder {
+            Some(holder) if !provides(holder) => Err(Reason::PolicyRevoked),
+            _ if !ways.is_empty() => Ok(ways),
+            // Nobody needs to wait for an agent that will not come back to its streams.
+            Some(holder) if self.is_gone(facts, holder) => Err(Reason::PeerLost),
+            Some(_) | None => Err(Reason::NoProvider),
         }
+    }
+}
+
+impl RelayJudge {
+    fn is_gone(&self, facts: &Facts, name: &AgentName) -> bool {
+        self.directory.is_gone(&AgentId {
+            tenant: facts.tenant.clone(),
+            name: name.clone(),
+        })
     }
 }
 

@@ -157,7 +157,7 @@ pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Resul
     let mut leg = tokio::time::timeout(STREAM_WAIT, provider.connection.open_bi())
         .await
         .map_err(|_elapsed| Reason::Overloaded)?
-        .map_err(|_lost| Reason::PeerLost)?;
+        .map_err(|_lost| Reason::NoProvider)?;
     let incoming = Message::Incoming(Incoming {
         stream: head.stream,
         epoch: head.epoch,
@@ -167,6 +167,6 @@ pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Resul
     leg.send
         .write(incoming.encode())
         .await
-        .map_err(|_lost| Reason::PeerLost)?;
+        .map_err(|_lost| Reason::NoProvider)?;
     Ok(Io::Leg(leg))
 }

@@ -91,6 +91,7 @@ fn lost_by(lost: &Lost) -> Reason {
         | Lost::ByUs
         | Lost::Silent
         | Lost::PeerRestarted
+        | Lost::PeerGone
         | Lost::Transport { .. } => Reason::SessionLost,
     }
 }

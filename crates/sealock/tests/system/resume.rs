@@ -1,0 +1,304 @@
+//! Streams that outlive their legs: relays that go and come, another relay, and whoever tries to take a stream over.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use sealock_core::address::HostPort;
+use sealock_core::reason::Reason;
+use sealock_net::e2e::EndToEnd;
+use sealock_net::message;
+use sealock_net::stream::Leg;
+use sealock_net::task::Scope;
+use sealock_net::transport::BiStream;
+use sealock_proto::stream::{Attach, Epoch, Frame, Proof};
+use sealock_proto::wire::{Message, Open, SessionKind, StreamId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::deployment::{READY, address, any_port, eventually, expose_echo};
+use crate::world::{self, Raw, RelayLimits, World};
+
+/// How long a stream may stand still while its relay is away and comes back, on a machine that does much else.
+const STALL_LIMIT: Duration = Duration::from_secs(8);
+
+/// What every position of a transfer holds: a lost, doubled or displaced byte is wrong at its place.
+fn pattern(position: u64) -> u8 {
+    let mixed = position.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed >> 56) as u8
+}
+
+/// One connection of an application, kept busy both ways through an echo.
+async fn round_and_round(
+    stream: TcpStream,
+    stop: Arc<AtomicBool>,
+    moved: Arc<AtomicU64>,
+) -> Result<u64> {
+    let (mut reader, mut writer) = stream.into_split();
+    let send = async {
+        let mut sent = 0_u64;
+        while !stop.load(Ordering::Relaxed) {
+            let chunk: Vec<u8> = (sent..sent + 16 * 1024).map(pattern).collect();
+            writer.write_all(&chunk).await?;
+            sent += chunk.len() as u64;
+        }
+        writer.shutdown().await?;
+        anyhow::Ok(sent)
+    };
+    let check = async {
+        let (mut position, mut buffer) = (0_u64, vec![0; 64 * 1024]);
+        loop {
+            let read = tokio::time::timeout(STALL_LIMIT, reader.read(&mut buffer)).await;
+            let length = read.with_context(|| format!("no progress at {position}"))??;
+            if length == 0 {
+                return Ok(position);
+            }
+            for &byte in &buffer[..length] {
+                ensure!(byte == pattern(position), "a wrong byte at {position}");
+                position += 1;
+            }
+            moved.fetch_add(length as u64, Ordering::Relaxed);
+        }
+    };
+    let (sent, received) = tokio::try_join!(send, check)?;
+    ensure!(
+        sent == received,
+        "{sent} bytes went out and {received} came back"
+    );
+    Ok(received)
+}
+
+/// Some connections that are busy until they are told to end.
+struct Traffic {
+    tasks: Vec<tokio::task::JoinHandle<Result<u64>>>,
+    stop: Arc<AtomicBool>,
+    moved: Arc<AtomicU64>,
+}
+
+impl Traffic {
+    async fn start(listen: SocketAddr, connections: usize) -> Result<Self> {
+        let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let mut tasks = Vec::new();
+        for _ in 0..connections {
+            let stream = TcpStream::connect(listen).await?;
+            let run = round_and_round(stream, Arc::clone(&stop), Arc::clone(&moved));
+            tasks.push(tokio::spawn(run));
+        }
+        Ok(Self { tasks, stop, moved })
+    }
+
+    /// Waits until bytes move.
+    async fn moves(&self) -> Result<()> {
+        let before = self.moved.load(Ordering::Relaxed);
+        world::until("bytes move", READY, || {
+            self.moved.load(Ordering::Relaxed) > before + (256 << 10)
+        })
+        .await
+    }
+
+    /// Ends them all and says that every byte was right.
+    async fn finish(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            ensure!(task.await?? > 0, "a connection moved nothing");
+        }
+        Ok(())
+    }
+}
+
+// F01: every byte is at its place, and no connection ends, though the only relay goes away three times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let mut relay = world.relay().await?;
+    let listen = relay.listen;
+    let provider = world.agent("provider", SessionKind::Full, listen).await?;
+    let caller = world
+        .agent("caller", SessionKind::CallerOnly, listen)
+        .await?;
+    expose_echo(&provider, &tasks).await?;
+    let port = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
+    eventually(port, b"warm").await?;
+    let traffic = Traffic::start(port, 8).await?;
+    for _ in 0..3 {
+        traffic.moves().await?;
+        relay.stop().await;
+        relay = world
+            .relay_with(RelayLimits {
+                listen,
+                ..RelayLimits::default()
+            })
+            .await?;
+    }
+    traffic.moves().await?;
+    traffic.finish().await
+}
+
+/// A stream that an agent called by hand, so that its id is known.
+struct Called {
+    world: World,
+    relay: sealock_relay::RelayHandle,
+    provider: sealock_agent::AgentHandle,
+    owner: Raw,
+    _control: BiStream,
+    stream: StreamId,
+    halves: (
+        sealock_net::e2e::SealedReader,
+        sealock_net::e2e::SealedWriter,
+    ),
+    _tasks: Scope,
+}
+
+impl Called {
+    async fn start() -> Result<Self> {
+        let tasks = Scope::new("test");
+        let world = World::new()?;
+        let relay = world.relay().await?;
+        let provider = world
+            .agent("provider", SessionKind::Full, relay.listen)
+            .await?;
+        expose_echo(&provider, &tasks).await?;
+        let owner = world.connect_as("caller", relay.listen).await?;
+        let control = owner.greet(SessionKind::CallerOnly, [1; 16]).await?;
+        let identity = world.ca.identity("default/agent/caller");
+        let end_to_end = EndToEnd::new(identity, world.ca.trust_store(), tasks.spawner());
+        let (stream, halves) = loop {
+            let call = world::call("echo", &["provider"])?;
+            let stream = call.stream;
+            let open = open(stream, Epoch::FIRST, None)?;
+            let mut io = owner.connection.open_bi().await?;
+            io.send.write(open.encode()).await?;
+            match end_to_end
+                .call(Leg::lasting(io), call, || Ok(Bytes::new()))
+                .await
+            {
+                Ok(halves) => break (stream, halves),
+                // The offer takes a moment to arrive.
+                Err(Reason::NoProvider) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(reason) => bail!(reason),
+            }
+        };
+        Ok(Self {
+            world,
+            relay,
+            provider,
+            owner,
+            _control: control,
+            stream,
+            halves,
+            _tasks: tasks,
+        })
+    }
+
+    /// The stream works as before.
+    async fn works(&mut self) -> Result<()> {
+        let (reader, writer) = &mut self.halves;
+        writer.write(Bytes::from_static(b"still mine")).await?;
+        let mut heard = Vec::new();
+        while heard.len() < b"still mine".len() {
+            let more = tokio::time::timeout(READY, reader.read()).await;
+            heard.extend_from_slice(&more??.context("an end")?);
+        }
+        ensure!(heard == b"still mine");
+        Ok(())
+    }
+}
+
+fn open(stream: StreamId, epoch: Epoch, provider: Option<&str>) -> Result<Message> {
+    Ok(Message::Open(Open {
+        stream,
+        epoch,
+        service: "echo".parse()?,
+        provider: provider.map(str::parse).transpose()?,
+    }))
+}
+
+fn attach(epoch: Epoch, proof: Option<[u8; 32]>) -> Bytes {
+    let encoded = Frame::Attach(Attach {
+        epoch,
+        received: 0,
+        delivered: 0,
+        limit: 1 << 18,
+        end_delivered: false,
+        proof: proof.map(Proof::from_bytes),
+    })
+    .encode();
+    Bytes::copy_from_slice(encoded.header.as_ref())
+}
+
+/// What comes of a later leg that somebody opens by hand and begins with these bytes.
+async fn taken_up(by: &Raw, head: Message, first: Bytes) -> Result<Option<Reason>> {
+    let mut leg = by.connection.open_bi().await?;
+    leg.send.write(head.encode()).await?;
+    match message::read(&mut leg.recv).await? {
+        Message::Refused(reason) => return Ok(Some(reason)),
+        Message::Opened(_) => {}
+        other => bail!("neither taken nor refused: {other:?}"),
+    }
+    leg.send.write(first).await?;
+    let answer = tokio::time::timeout(READY, leg.recv.read_chunk(1_024)).await;
+    Ok(answer?.err().map(|error| error.reason()))
+}
+
+// S16, S20, F48: knowing a stream's id is worth nothing to another agent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_agent_gets_nowhere_near_a_stream_that_it_names() -> Result<()> {
+    let mut called = Called::start().await?;
+    let mallory = called
+        .world
+        .connect_as("mallory", called.relay.listen)
+        .await?;
+    let _control = mallory.greet(SessionKind::CallerOnly, [2; 16]).await?;
+    let head = open(called.stream, Epoch(2), Some("provider"))?;
+    let refused = taken_up(&mallory, head, attach(Epoch(2), Some([7; 32]))).await?;
+    assert_eq!(refused, Some(Reason::PeerNotAuthentic));
+    called.works().await
+}
+
+// S17, F48: the caller's own relay could open a leg in its name, and has no proof to bring.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_leg_without_the_streams_own_proof_is_refused_and_the_stream_goes_on() -> Result<()>
+{
+    let mut called = Called::start().await?;
+    let cases: BTreeMap<&str, (Epoch, Option<[u8; 32]>)> = BTreeMap::from([
+        ("without a proof", (Epoch(2), None)),
+        ("with a made-up proof", (Epoch(2), Some([7; 32]))),
+        ("for another epoch than was opened", (Epoch(3), None)),
+    ]);
+    for (what, (epoch, proof)) in cases {
+        let head = open(called.stream, Epoch(2), Some("provider"))?;
+        let refused = taken_up(&called.owner, head, attach(epoch, proof)).await?;
+        assert_eq!(refused, Some(Reason::AttachRefused), "{what}");
+        called.works().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_nobody_holds_any_more_is_refused_as_lost() -> Result<()> {
+    let called = Called::start().await?;
+    let head = open(StreamId([9; 16]), Epoch(2), Some("provider"))?;
+    let refused = taken_up(&called.owner, head, Bytes::new()).await?;
+    assert_eq!(refused, Some(Reason::PeerLost));
+    let head = open(called.stream, Epoch(2), Some("nobody"))?;
+    let refused = taken_up(&called.owner, head, Bytes::new()).await?;
+    assert_eq!(refused, Some(Reason::PolicyRevoked), "not a provider of it");
+    Ok(())
+}
+
+// Point 1 of lesson 10: a provider that is gone for good delays nobody, and its streams end for the right reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_says_goodbye_ends_its_streams_at_once() -> Result<()> {
+    let called = Called::start().await?;
+    called.provider.stop().await;
+    let (mut reader, _writer) = called.halves;
+    let ended = tokio::time::timeout(READY, reader.read()).await?;
+    assert!(ended.is_err(), "a goodbye is no clean end: {ended:?}");
+    let _kept: HostPort = called.relay.listen.into();
+    Ok(())
+}
