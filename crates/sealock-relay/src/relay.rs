@@ -264,6 +264,8 @@ async fn serve_admin(
         .map(Some)
 }
 
+/// How long the last packets may take to leave.
+const CLOSE_GRACE: Duration = Duration::from_millis(300);
 /// How long flows may go on after the relay was asked to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -284,7 +286,10 @@ impl RelayHandle {
     pub async fn stop(self) {
         self.endpoint.close(Reason::Draining);
         drop(self.standing);
-        self.endpoint.wait_idle().await;
+        // Agents that dial again at once would keep it busy for ever.
+        tokio::time::timeout(CLOSE_GRACE, self.endpoint.wait_idle())
+            .await
+            .ok();
         self.flows.shutdown(STOP_GRACE).await;
     }
 }

@@ -455,9 +455,20 @@ async fn whatever_a_relay_does_to_the_bytes_is_a_reset_and_never_a_wrong_byte() 
         Alteration::Drop(100_000),
         Alteration::Repeat(100_000),
         Alteration::Reorder(100_000),
-        Alteration::CutCleanly(100_000),
     ])
     .await
+}
+
+// Lesson 03: only the sender's own end is an end. A leg that a relay ends is a leg that was lost, and the next one goes
+// on where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leg_that_a_relay_cuts_cleanly_is_followed_by_another_and_nothing_is_missing()
+-> Result<()> {
+    let scene = Scene::start(Trick::Alter(Alteration::CutCleanly(100_000))).await?;
+    let (bytes, ended) = scene.fetch(3).await?;
+    ended?;
+    assert!(bytes == truth(3));
+    Ok(())
 }
 
 // S03, down-grade: the same within the handshake. Bytes that are missing from it are waited for, so none is taken out.
