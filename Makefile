@@ -8,7 +8,11 @@ SEALOCK_BIN = $(CARGO_TARGET_DIR)/debug/sealock
 # What needs root: the lab, and the tests that say so by being ignored elsewhere.
 IN_LAB = package(lab) or test(another_user_is_turned_away)
 
-.PHONY: help demo test lint bench lab advisories setup-build setup-lint setup-lab setup-bench
+# How long each fuzz target runs with `make fuzz`, in seconds, and how many seeds `make sim` takes.
+FUZZ_SECONDS ?= 60
+SIM_SEEDS ?= 1000000
+
+.PHONY: help demo test lint bench lab sim fuzz advisories setup-build setup-lint setup-lab setup-bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +42,13 @@ lab: setup-lab ## the tests in network namespaces alone, with the long scenes th
 	@scripts/in-lab.sh true
 	cargo build --workspace --all-targets
 	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace --profile lab -E 'package(lab) or test(/^long::/)'
+
+sim: setup-build ## the long set of simulated runs: a million seeds each, and a planted defect that must be found
+	SIM_SEEDS=$(SIM_SEEDS) cargo nextest run -p sealock-proto --profile lab -E 'test(/sim::/)'
+	scripts/canary.sh
+
+fuzz: ## feed each fuzz target for a minute: needs a nightly toolchain and cargo-fuzz
+	scripts/fuzz.sh $(FUZZ_SECONDS)
 
 bench: setup-bench ## measure Sealock beside ssh, stunnel and haproxy; ratios of one run
 	cargo build --release -p sealock

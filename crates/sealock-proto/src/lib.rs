@@ -4,6 +4,10 @@
 //! after each handled input the caller drains the outputs. `wire` is what agents and relays say to each other;
 //! `stream` is what two agents say to each other above it, which a relay passes on without looking.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod session;
+#[cfg(test)]
+mod sim;
 pub mod stream;
 pub mod wire;

@@ -37,7 +37,11 @@ mod outbound;
 pub mod ticket;
 mod varint;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::panic, reason = "a broken promise is what a fuzzer looks for")]
+pub(crate) mod fuzz;
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::panic, reason = "a broken promise is what a fuzzer looks for")]
 mod model;
 #[cfg(test)]
 mod sim;

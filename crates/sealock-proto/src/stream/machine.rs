@@ -569,6 +569,10 @@ impl Stream {
 
     /// The next event, if one waits.
     pub fn poll_event(&mut self) -> Option<Event> {
+        // `Released` was told, and it comes last.
+        if self.goodbye.released && !self.events.released {
+            return None;
+        }
         let epoch = self.epoch;
         let verdict = match self.ending {
             Ending::Open | Ending::Resetting(_) | Ending::Settled(Reason::Done) => Ok(()),

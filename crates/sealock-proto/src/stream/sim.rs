@@ -7,7 +7,6 @@
 
 mod check;
 mod leg;
-mod rng;
 mod swarm;
 mod tests;
 mod world;

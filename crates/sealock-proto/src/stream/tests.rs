@@ -272,6 +272,19 @@ fn a_parked_stream_expires_at_the_end_of_the_window_on_both_sides() {
 }
 
 #[test]
+fn nothing_is_told_behind_the_release() {
+    let mut pair = Pair::attached();
+    let epoch = pair.opener.epoch();
+    pair.opener.reset(pair.now, Reason::Cancelled);
+    pair.run();
+    assert!(pair.opener.is_released());
+    pair.events[0].clear();
+    pair.opener.detach(pair.now, epoch);
+    pair.run();
+    assert_eq!(pair.events[0], []);
+}
+
+#[test]
 fn two_resets_that_never_meet_expire_on_both_sides() {
     let mut pair = Pair::attached();
     pair.cut();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rng::Rng;
+use crate::sim::rng::Rng;
 use crate::stream::StreamConfig;
 
 /// Microseconds of virtual time.

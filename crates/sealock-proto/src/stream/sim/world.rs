@@ -9,8 +9,8 @@ use sealock_core::reason::Reason;
 
 use super::check::{self, Failure};
 use super::leg::{Leg, Pipe};
-use super::rng::{Rng, mix, pattern};
 use super::swarm::{ACK_DELAY, Micros, Plan, SECOND};
+use crate::sim::rng::{Rng, mix, pattern};
 use crate::stream::{
     Ack, Attach, AttachError, Decoder, Encoded, Epoch, Event, Frame, Read, Role, Stream,
 };

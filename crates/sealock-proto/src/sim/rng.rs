@@ -1,9 +1,9 @@
 //! A small seeded generator (xoshiro256**, seeded by splitmix64) and a pattern whose bytes depend on their position.
 
 #[derive(Debug, Clone)]
-pub(super) struct Rng([u64; 4]);
+pub(crate) struct Rng([u64; 4]);
 
-pub(super) fn mix(value: u64) -> u64 {
+pub(crate) fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -11,14 +11,14 @@ pub(super) fn mix(value: u64) -> u64 {
 }
 
 impl Rng {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let a = mix(seed);
         let b = mix(a);
         let c = mix(b);
         Self([a, b, c, mix(c)])
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         let s = &mut self.0;
         let result = s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let t = s[1] << 17;
@@ -32,7 +32,7 @@ impl Rng {
     }
 
     /// A value in `0..=max`.
-    pub(super) fn upto(&mut self, max: u64) -> u64 {
+    pub(crate) fn upto(&mut self, max: u64) -> u64 {
         if max == u64::MAX {
             return self.next();
         }
@@ -40,24 +40,24 @@ impl Rng {
         u64::try_from(wide >> 64).expect("below max + 1")
     }
 
-    pub(super) fn size(&mut self, max: usize) -> usize {
+    pub(crate) fn size(&mut self, max: usize) -> usize {
         usize::try_from(self.upto(max as u64)).expect("at most max")
     }
 
     /// Small values as often as large ones: uniform in the number of bits.
-    pub(super) fn scaled(&mut self, max: u64) -> u64 {
+    pub(crate) fn scaled(&mut self, max: u64) -> u64 {
         let bits = u64::from(64 - max.leading_zeros());
         let shift = self.upto(bits);
         self.upto(max >> shift)
     }
 
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.upto(99) < percent
     }
 }
 
 /// Bytes whose value at each position depends on the position and on `key`.
-pub(super) fn pattern(key: u64, length: usize) -> Vec<u8> {
+pub(crate) fn pattern(key: u64, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 8);
     let mut word = 0;
     while bytes.len() < length {
