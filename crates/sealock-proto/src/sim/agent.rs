@@ -497,6 +497,7 @@ impl World {
     fn event(&mut self, place: Place, event: Event) -> Result<(), Failure> {
         match event {
             Event::Parked | Event::PeerReset(_) => {}
+            Event::LegWanted => self.leg_wanted(place.0)?,
             Event::Attached(epoch) => self.attached(place, epoch)?,
             Event::Readable | Event::FinReceived => self.wake_reader(place),
             Event::Writable => self.wake_writer(place),

@@ -8,7 +8,7 @@ use super::check::Failure;
 use super::defect::Defect;
 use super::link::{Body, Leg};
 use super::plan::{Micros, SECOND};
-use super::world::{Happening, OPENER, PROVIDER, World, small};
+use super::world::{Happening, OPENER, PROVIDER, World, agent_id, small};
 use crate::stream::{Decoder, Epoch, Role};
 use crate::wire::{Message, Open};
 
@@ -172,6 +172,8 @@ impl World {
             stream: self.truths[stream].id,
             epoch,
             service: service_of(provider),
+            // A later leg goes to the one who holds the other end, and to nobody else.
+            provider: (epoch > Epoch::FIRST).then(|| agent_id(provider).name),
         });
         let message: Bytes = open.encode();
         self.send_on_leg(leg, OPENER, Body::Head { leg, message });
@@ -211,6 +213,15 @@ impl World {
             return self.end_opener(stream, reason);
         }
         self.leg_lost(leg, OPENER, None)
+    }
+
+    /// The provider's end of the leg will go away: another one takes its place while it still carries.
+    pub(super) fn leg_wanted(&mut self, stream: usize) -> Result<(), Failure> {
+        let agent = self.truths[stream].agents[OPENER];
+        match self.usable_sessions(agent).last() {
+            Some(&session) => self.open_leg(stream, session),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn move_leg(&mut self, pick: usize) -> Result<(), Failure> {

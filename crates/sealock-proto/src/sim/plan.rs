@@ -22,7 +22,7 @@ const LAST_START: Micros = 20 * SECOND;
 const LONGEST_FAULT: Micros = 20 * SECOND;
 
 // The numbers of `Plan::fault`; the last two are legs that break.
-const KINDS: u64 = 11;
+const KINDS: u64 = 12;
 
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -94,6 +94,8 @@ pub(super) enum Fault {
     },
     /// An opener makes a new leg although the old one lives.
     Move { pick: usize },
+    /// A provider's end of a leg will go away, and it asks for another leg.
+    GoAway { pick: usize },
     /// A timer fires early, or for nothing.
     Spurious { pick: usize },
     /// A hostile agent, or relay, wants a stream of others.
@@ -208,6 +210,7 @@ impl Plan {
             },
             6 => Fault::Move { pick },
             7 => Fault::Spurious { pick },
+            9 => Fault::GoAway { pick },
             8 => Fault::Thief {
                 pick,
                 kind: rng.upto(4),
@@ -227,6 +230,7 @@ impl Fault {
             | Self::PolicyFlip { lasts, .. } => lasts,
             Self::KillLeg { .. }
             | Self::Move { .. }
+            | Self::GoAway { .. }
             | Self::Spurious { .. }
             | Self::Thief { .. } => 0,
         }

@@ -50,9 +50,7 @@ impl World {
             return Err(Reason::PolicyDenied);
         }
         match known {
-            Some(_) if caller != self.truths[stream].agents[OPENER] => {
-                Err(Reason::ProtocolViolation)
-            }
+            Some(_) if caller != self.truths[stream].agents[OPENER] => Err(Reason::AttachRefused),
             Some(end) if self.legs[leg].epoch <= end.stream.epoch() => {
                 Err(Reason::ProtocolViolation)
             }
@@ -109,7 +107,7 @@ impl World {
         if genuine || self.has(Defect::TicketUnchecked) {
             Ok(())
         } else {
-            Err(Reason::ProtocolViolation)
+            Err(Reason::AttachRefused)
         }
     }
 
@@ -167,6 +165,22 @@ impl World {
             && old != leg
         {
             self.close_leg(old, PROVIDER, None);
+        }
+        self.pump(place)
+    }
+
+    pub(super) fn go_away(&mut self, pick: usize) -> Result<(), Failure> {
+        let live: Vec<Place> = self
+            .ends
+            .keys()
+            .copied()
+            .filter(|place| place.1 == PROVIDER)
+            .collect();
+        let Some(&place) = live.get(pick % live.len().max(1)) else {
+            return Ok(());
+        };
+        if let Some(end) = self.ends.get_mut(&place) {
+            end.stream.go_away();
         }
         self.pump(place)
     }

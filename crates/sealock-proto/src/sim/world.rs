@@ -475,6 +475,7 @@ impl World {
                 Ok(())
             }
             Fault::Move { pick } => self.move_leg(pick),
+            Fault::GoAway { pick } => self.go_away(pick),
             Fault::Spurious { pick } => self.spurious(pick),
             Fault::Thief { pick, kind } => self.steal(pick, kind),
         }
@@ -506,6 +507,7 @@ impl World {
             | Fault::AgentCrash { .. }
             | Fault::KillLeg { .. }
             | Fault::Move { .. }
+            | Fault::GoAway { .. }
             | Fault::Spurious { .. }
             | Fault::Thief { .. } => Ok(()),
         }

@@ -18,6 +18,7 @@ pub(crate) const FRAMES: Target = Target {
         "Fin",
         "Reset",
         "Closed",
+        "GoAway",
         "unfinished",
         "unknown type",
         "too long",
@@ -131,5 +132,6 @@ fn name_of(frame: &Frame) -> &'static str {
         Frame::Fin { .. } => "Fin",
         Frame::Reset { .. } => "Reset",
         Frame::Closed { .. } => "Closed",
+        Frame::GoAway => "GoAway",
     }
 }

@@ -42,6 +42,8 @@ pub(crate) const MACHINE: Target = Target {
         "after fin",
         "fin moved",
         "closed early",
+        "stray goaway",
+        "leg wanted",
     ],
 };
 
@@ -113,8 +115,11 @@ impl Run {
             5 if input.byte() == 0 => self.stream.reset(self.now, Reason::Cancelled),
             6 => self.wait(Duration::from_millis(input.byte().into())),
             7 if input.byte() == 0 => self.wait(RESUME),
-            // What a driver calls without need changes nothing.
-            8 => self.stream.handle_timeout(self.now),
+            // What a driver calls without need does no harm.
+            8 => {
+                self.stream.handle_timeout(self.now);
+                self.stream.go_away();
+            }
             9 => self.hear(
                 epoch,
                 Frame::Data {
@@ -223,10 +228,11 @@ impl Run {
             _ if kind & 0x80 != 0 => Frame::Reset {
                 reason: Reason::FarReset,
             },
+            _ if kind & 0x40 != 0 => Frame::GoAway,
             _ => Frame::Ack(Ack {
                 delivered: near.acked,
                 limit: 1 << 20,
-                end_delivered: kind & 0x40 != 0,
+                end_delivered: kind & 0x20 != 0,
             }),
         }
     }
@@ -252,6 +258,7 @@ impl Run {
             Violation::AfterFin => "after fin",
             Violation::FinMoved => "fin moved",
             Violation::ClosedEarly => "closed early",
+            Violation::StrayGoAway => "stray goaway",
         });
     }
 
@@ -287,6 +294,7 @@ impl Run {
                 self.seen.insert("attached");
             }
             Event::Parked => drop(self.seen.insert("parked")),
+            Event::LegWanted => drop(self.seen.insert("leg wanted")),
             Event::Closed(verdict) => {
                 self.verdicts += 1;
                 self.seen.insert(match verdict {
