@@ -1,6 +1,7 @@
 //! Scenes that take longer than a change should wait for: `make lab` runs them, `make test` does not.
 
 mod certificates;
+mod detection;
 mod fleet;
 mod links;
 mod resources;

@@ -2,6 +2,7 @@
 
 mod blindness;
 mod clients;
+mod detection;
 mod evidence;
 mod faults;
 mod leaks;

@@ -21,6 +21,8 @@ const SILENT_ROUND_TRIPS: u32 = 3;
 const REFUSED_SILENCE: Duration = Duration::from_secs(1); // four questions that a living peer would have answered
 /// The silence after which this side looks whether its own address is still the right one.
 const DOUBT: Duration = Duration::from_millis(500);
+/// The silence that ends a connection that has moved to another address.
+const MOVED_SILENCE: Duration = Duration::from_millis(500); // a challenge and its answer, and as much again
 /// The silence that ends an idle connection. Nothing waits for it, and a Wi-Fi roam takes 3 to 8 s.
 const IDLE_SILENCE: Duration = Duration::from_secs(10);
 /// How long an idle connection is asked as often as before, so that a restart of the other side shows at once.
@@ -82,6 +84,8 @@ pub(super) struct Pulse {
     idle_since: Instant,
     /// A question of an idle connection is open.
     asked: bool,
+    /// The connection has moved to another address since the peer was last there.
+    moved: bool,
 }
 
 impl Pulse {
@@ -98,7 +102,15 @@ impl Pulse {
             attended: false,
             idle_since: now,
             asked: false,
+            moved: false,
         }
+    }
+
+    /// The connection has moved to the address that is right. A peer that takes the move answers at once; one that does
+    /// not is reached sooner by a new connection.
+    pub(super) fn handle_move(&mut self) {
+        self.moved = true;
+        self.silent = Duration::ZERO;
     }
 
     /// Whether streams ran at the last look.
@@ -131,11 +143,13 @@ impl Pulse {
         passed.min(self.planned)
     }
 
-    fn alive(&self, seen: Seen) -> bool {
-        match self.side {
+    fn alive(&mut self, seen: Seen) -> bool {
+        let alive = match self.side {
             Side::Dialled => seen.answered,
             Side::Listens => seen.heard,
-        }
+        };
+        self.moved &= !alive;
+        alive
     }
 
     fn attend(&mut self, now: Instant, ran: Duration, seen: Seen) -> Step {
@@ -183,6 +197,7 @@ impl Pulse {
         if self.silent < DOUBT {
             return None;
         }
+        let limit = if self.moved { MOVED_SILENCE } else { limit };
         let verdict = if refused && self.silent >= REFUSED_SILENCE {
             Lost::PeerGone
         } else if self.silent >= limit {

@@ -212,3 +212,21 @@ fn a_silence_is_doubted_before_it_is_believed() {
     }
     assert!(doubted.len() >= 3, "{doubted:?}");
 }
+
+#[test]
+fn a_peer_that_does_not_take_a_move_is_left_soon_and_one_that_does_is_an_ordinary_peer_again() {
+    let mut world = World::with_streams(Side::Dialled);
+    world.answers();
+    world.look(Duration::ZERO);
+    world.pulse.handle_move();
+    world.is_silent();
+    let (_, after) = world.run(60 * KEEP_ALIVE).expect("a verdict");
+    assert!((250 * MS..=750 * MS).contains(&after), "{after:?}");
+    let mut world = World::with_streams(Side::Dialled);
+    world.pulse.handle_move();
+    world.answers();
+    world.run(KEEP_ALIVE);
+    world.is_silent();
+    let (_, after) = world.run(60 * KEEP_ALIVE).expect("a verdict");
+    assert!(after >= 1_500 * MS, "{after:?}");
+}

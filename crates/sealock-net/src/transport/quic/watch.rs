@@ -59,6 +59,7 @@ impl Watch {
             state: Arc::clone(&state),
             pulse,
             frames: FrameStats::default(),
+            looked: Instant::now(),
             alive: Instant::now(),
         };
         let closed = connection.on_closed();
@@ -133,7 +134,9 @@ struct Round {
     pulse: Pulse,
     /// What had come in at the last look.
     frames: FrameStats,
-    /// When the peer was last known to be there.
+    /// When the last look was.
+    looked: Instant,
+    /// The look before the peer was heard for the last time: its machine may have spoken for it soon after.
     alive: Instant,
 }
 
@@ -174,13 +177,18 @@ impl Round {
             rtt: connection.rtt(PathId::ZERO).unwrap_or_default(),
         };
         if heard {
-            self.alive = now;
+            self.alive = self.looked;
         }
+        self.looked = now;
         let step = self.pulse.handle_look(now, seen);
-        if step.doubt
-            && let Err(error) = self.wire.follow_route()
-        {
-            tracing::debug!(err = %error, "there is no way to the peer at this time");
+        if step.doubt {
+            match self.wire.follow_route() {
+                Ok(true) => self.pulse.handle_move(),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(err = %error, "there is no way to the peer at this time");
+                }
+            }
         }
         if step.probe {
             // The path is there, or the connection is over.

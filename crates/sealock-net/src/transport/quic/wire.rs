@@ -111,23 +111,25 @@ impl Wire {
         }
     }
 
-    /// Moves a connection that was dialled to another socket if the way to its peer begins at another address by now.
+    /// Moves a connection that was dialled to another socket if the way to its peer begins at another address by now;
+    /// says whether it does.
     ///
     /// # Errors
     /// When there is no way at all, or no socket.
-    pub(super) fn follow_route(&self) -> io::Result<()> {
+    pub(super) fn follow_route(&self) -> io::Result<bool> {
         let Some(peer) = self.peer else {
-            return Ok(());
+            return Ok(false);
         };
         let socket = sys::connected_udp(peer)?;
         let (old, new) = (self.endpoint.local_addr()?.ip(), socket.local_addr()?.ip());
         if old == new {
-            return Ok(());
+            return Ok(false);
         }
         let port = port(socket, true)?;
         *self.refusals.lock() = port.refusals();
         tracing::info!("the way to the peer begins at another address; the connection moves there");
-        self.endpoint.rebind_abstract(Box::new(port))
+        self.endpoint.rebind_abstract(Box::new(port))?;
+        Ok(true)
     }
 }
 

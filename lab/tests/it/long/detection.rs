@@ -1,0 +1,47 @@
+//! Deaths and hangs as often, and for as long, as nobody waits for after a change.
+
+use std::time::Duration;
+
+use lab::{Begin, Deployment, Family, say, scene};
+
+use crate::detection::{Pair, kill_consumer, kill_provider, stop_relay};
+
+/// F07: 500 answers that are cut in the middle.
+#[test]
+fn five_hundred_answers_of_killed_providers_end_by_reset() {
+    scene(Family::V4, |lab| {
+        let (it, _up) = Deployment::up(lab, Begin::Open)?;
+        let mut pair = Pair::start(&it)?;
+        let mut latest = Duration::ZERO;
+        for round in 0..25 {
+            latest = latest.max(kill_provider(&it, &mut pair, 1_000 + 100 * round, 20)?);
+        }
+        say(&format!("F07: the last of 500 after {latest:?}"));
+        Ok(())
+    });
+}
+
+/// F05: hundreds of streams whose own agent is killed.
+#[test]
+fn hundreds_of_streams_of_killed_consumers_end_by_reset() {
+    scene(Family::V4, |lab| {
+        let (it, _up) = Deployment::up(lab, Begin::Open)?;
+        let mut pair = Pair::start(&it)?;
+        let mut latest = Duration::ZERO;
+        for round in 0..30 {
+            latest = latest.max(kill_consumer(&it, &mut pair, 1_000 + 100 * round, 20)?);
+        }
+        say(&format!("F05: the last of 600 after {latest:?}"));
+        Ok(())
+    });
+}
+
+/// F04, the minute.
+#[test]
+fn a_relay_that_is_stopped_for_a_minute_is_left_and_taken_up_again() {
+    scene(Family::V4, |lab| {
+        let (it, mut roles) = Deployment::split(lab)?;
+        let pair = Pair::start(&it)?;
+        stop_relay(&it, &mut roles.relay, &pair, Duration::from_secs(60))
+    });
+}
