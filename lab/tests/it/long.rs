@@ -6,4 +6,5 @@ mod fleet;
 mod links;
 mod resources;
 mod strangers;
+mod survival;
 mod transfers;

@@ -1,5 +1,6 @@
 //! The laboratory tried on itself: a tool that finds nothing must be shown finding something.
 
+mod applications;
 mod blindness;
 mod clients;
 mod detection;
@@ -14,6 +15,7 @@ mod policy;
 mod process_faults;
 mod program;
 mod servers;
+mod survival;
 mod three_machines;
 mod topology;
 mod traffic;
