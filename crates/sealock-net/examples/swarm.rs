@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::BufRead as _;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -80,7 +81,11 @@ async fn agent(
     number: u32,
 ) -> Result<Agent, Box<dyn Error>> {
     let token: JoinToken = token.trim().parse()?;
-    std::fs::create_dir_all(directory)?;
+    // Nobody else may look into what holds a key.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
     let dir = IdentityDir::open(directory)?;
     let naming = Naming {
         asked: Some(format!("swarm-{number}").parse()?),
