@@ -14,8 +14,6 @@ use crate::{
 pub(crate) const KILLED: Duration = Duration::from_millis(1_500);
 /// The same when another relay is there and the dead one stays dead.
 pub(crate) const OTHER: Duration = Duration::from_secs(4);
-/// What an orderly end may cost.
-pub(crate) const DRAINED: Duration = Duration::from_millis(500);
 
 /// Twenty streams for about nine seconds.
 fn twenty(it: &Deployment<'_>) -> Result<Load> {
@@ -38,26 +36,6 @@ fn twenty_streams_survive_three_deaths_of_their_only_relay() {
             roles.relay = it.start_relay(&[])?;
         }
         load.finish(&carried.origin, SOON)?.judge("F01", KILLED)?;
-        roles.relay.without_complaints()?;
-        carried.is_well()
-    });
-}
-
-/// The same in order: the relay is asked to end and says so to its agents.
-#[test]
-fn twenty_streams_survive_three_orderly_restarts_of_their_only_relay() {
-    scene(Family::V4, |lab| {
-        let (it, mut roles) = Deployment::split(lab)?;
-        let mut carried = Carried::start(&it)?;
-        let load = twenty(&it)?;
-        for restart in 1..=3 {
-            load.wait_for_each(restart * MIB / 4, SOON)?;
-            let ended = roles.relay.terminate(SOON)?;
-            ensure!(ended.success(), "{ended}");
-            roles.relay = it.start_relay(&[])?;
-        }
-        load.finish(&carried.origin, SOON)?
-            .judge("the only relay drained", DRAINED)?;
         roles.relay.without_complaints()?;
         carried.is_well()
     });

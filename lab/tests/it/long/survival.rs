@@ -1,8 +1,7 @@
-//! What streams live through, in full: large transfers, long partitions, hundreds of restarts, and what they do not.
+//! What streams live through, in full: large transfers, long partitions, moves, and what they do not.
 
 use std::{
     io::ErrorKind,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -18,7 +17,7 @@ use lab::{
 use crate::{
     links::{MIB, SOON, nats},
     load::{Carried, Load, NEAR},
-    survival::{DRAINED, KILLED},
+    survival::KILLED,
 };
 
 /// The window within which a stream can be taken up again, and the machine's own pace.
@@ -55,80 +54,6 @@ fn twenty_times_64_mib_both_ways_survive_three_deaths_of_their_only_relay() {
         };
         twenty_large(&it, disturb, "F01, 64 MiB", KILLED)
     });
-}
-
-/// F01, drained.
-#[test]
-fn twenty_times_64_mib_both_ways_survive_three_orderly_restarts() {
-    scene(Family::V4, |lab| {
-        let (it, mut roles) = Deployment::split(lab)?;
-        let disturb = || {
-            let ended = roles.relay.terminate(SOON)?;
-            ensure!(ended.success(), "{ended}");
-            roles.relay = it.start_relay(&[])?;
-            Ok(())
-        };
-        twenty_large(&it, disturb, "drained, 64 MiB", DRAINED)
-    });
-}
-
-/// F03: relays are restarted in turn while clients open, carry and close.
-#[test]
-fn a_rolling_restart_of_both_relays_refuses_and_breaks_nothing() {
-    const RESTARTS: usize = 40;
-    scene(Family::V4, |lab| {
-        let (it, mut roles) = Deployment::twin(lab)?;
-        let mut carried = Carried::start(&it)?;
-        let each = Transfer::both_ways(0, 128 * MIB).paced(MIB / 4);
-        let through = Load::start(&it, 1, 4, each)?;
-        let opened = openers(&it)?;
-        for n in 0..RESTARTS {
-            let relay = &mut roles.relays[n % 2];
-            let ended = relay.terminate(Duration::from_secs(10))?;
-            ensure!(ended.success(), "restart {n}: {ended}");
-            *relay = it.start_relay_of_two(n % 2, &[])?;
-            wait::pause(Duration::from_millis(500));
-        }
-        let mut opens = 0;
-        for opener in opened {
-            opener
-                .stop
-                .store(true, std::sync::atomic::Ordering::Relaxed);
-            opens += opener.thread.join().ok().context("an opener panicked")??;
-        }
-        say(&format!(
-            "F03: {RESTARTS} restarts, {opens} opens, none failed"
-        ));
-        ensure!(opens > 1_000, "only {opens} opens");
-        through.wait_for_each(MIB, SOON)?;
-        drop(through);
-        carried.is_well()
-    });
-}
-
-struct Opener {
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    thread: JoinHandle<Result<u64>>,
-}
-
-/// Four clients that open, move 10 kB both ways and close, one after the other, until they are stopped.
-fn openers(it: &Deployment<'_>) -> Result<Vec<Opener>> {
-    let start = |first: u64| -> Result<Opener> {
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let (stopped, namespace) = (std::sync::Arc::clone(&stop), it.net.con.clone());
-        let thread = std::thread::spawn(move || {
-            let mut opens = 0;
-            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
-                let transfer = Transfer::both_ways(first + opens, 10_000);
-                let result = transfer.run(&namespace, loopback(NEAR));
-                result.with_context(|| format!("open {opens}"))?;
-                opens += 1;
-            }
-            Ok(opens)
-        });
-        Ok(Opener { stop, thread })
-    };
-    (1..=4).map(|n| start(n * 1_000_000)).collect()
 }
 
 /// F15: the consumer's side and the relay are parted for a time within the window.
