@@ -17,6 +17,7 @@ use sealock_net::task::Scope;
 use sealock_net::transport::BiStream;
 use sealock_proto::stream::{Attach, Epoch, Frame, Proof};
 use sealock_proto::wire::{Message, Open, SessionKind, StreamId};
+use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -110,6 +111,24 @@ impl Traffic {
     }
 }
 
+/// A relay where another one was: its socket is free when the last of its connections is.
+async fn relay_again(world: &World, listen: SocketAddr) -> Result<RelayHandle> {
+    let again = async {
+        loop {
+            let limits = RelayLimits {
+                listen,
+                ..RelayLimits::default()
+            };
+            match world.relay_with(limits).await {
+                Ok(relay) => return relay,
+                Err(_taken) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let relay = tokio::time::timeout(READY, again).await;
+    relay.context("the address does not become free")
+}
+
 // F01: every byte is at its place, and no connection ends, though the only relay goes away three times.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
@@ -128,12 +147,7 @@ async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
     for _ in 0..3 {
         traffic.moves().await?;
         relay.stop().await;
-        relay = world
-            .relay_with(RelayLimits {
-                listen,
-                ..RelayLimits::default()
-            })
-            .await?;
+        relay = relay_again(&world, listen).await?;
     }
     traffic.moves().await?;
     traffic.finish().await
@@ -142,7 +156,7 @@ async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
 /// A stream that an agent called by hand, so that its id is known.
 struct Called {
     world: World,
-    relay: sealock_relay::RelayHandle,
+    relay: RelayHandle,
     provider: sealock_agent::AgentHandle,
     owner: Raw,
     _control: BiStream,
