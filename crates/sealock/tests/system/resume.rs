@@ -1,6 +1,6 @@
 //! Streams that outlive their legs: relays that go and come, another relay, and whoever tries to take a stream over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use sealock_core::address::HostPort;
 use sealock_core::reason::Reason;
 use sealock_net::e2e::EndToEnd;
@@ -19,10 +20,10 @@ use sealock_proto::stream::{Attach, Epoch, Frame, Proof};
 use sealock_proto::wire::{Message, Open, SessionKind, StreamId};
 use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 
 use crate::deployment::{READY, address, any_port, eventually, expose_echo};
-use crate::world::{self, Raw, RelayLimits, World};
+use crate::world::{self, Raw, World};
 
 /// How long a stream may stand still while its relay is away and comes back, on a machine that does much else.
 const STALL_LIMIT: Duration = Duration::from_secs(8);
@@ -111,22 +112,54 @@ impl Traffic {
     }
 }
 
-/// A relay where another one was: its socket is free when the last of its connections is.
-async fn relay_again(world: &World, listen: SocketAddr) -> Result<RelayHandle> {
-    let again = async {
-        loop {
-            let limits = RelayLimits {
-                listen,
-                ..RelayLimits::default()
-            };
-            match world.relay_with(limits).await {
-                Ok(relay) => return relay,
-                Err(_taken) => tokio::time::sleep(Duration::from_millis(20)).await,
+/// One address for relays that follow each other, as a process that restarts keeps it.
+struct Front {
+    address: SocketAddr,
+    relay: Arc<Mutex<SocketAddr>>,
+    _tasks: Scope,
+}
+
+impl Front {
+    async fn start(relay: SocketAddr) -> Result<Self> {
+        let tasks = Scope::new("front");
+        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await?);
+        let (address, relay) = (front.local_addr()?, Arc::new(Mutex::new(relay)));
+        let (to, spawner) = (Arc::clone(&relay), tasks.spawner());
+        tasks.spawn("front", async move {
+            let mut ways: HashMap<(SocketAddr, SocketAddr), Arc<UdpSocket>> = HashMap::new();
+            let mut packet = vec![0; 64 * 1024];
+            while let Ok((length, from)) = front.recv_from(&mut packet).await {
+                let relay = *to.lock();
+                let way = match ways.get(&(from, relay)) {
+                    Some(way) => Arc::clone(way),
+                    None => {
+                        let Ok(way) = UdpSocket::bind("127.0.0.1:0").await else {
+                            return;
+                        };
+                        let way = Arc::new(way);
+                        let back = answers(Arc::clone(&way), Arc::clone(&front), from);
+                        spawner.spawn("answers", back);
+                        ways.insert((from, relay), Arc::clone(&way));
+                        way
+                    }
+                };
+                // A packet that is lost is what networks do.
+                let _sent = way.send_to(&packet[..length], relay).await;
             }
-        }
-    };
-    let relay = tokio::time::timeout(READY, again).await;
-    relay.context("the address does not become free")
+        });
+        Ok(Self {
+            address,
+            relay,
+            _tasks: tasks,
+        })
+    }
+}
+
+async fn answers(way: Arc<UdpSocket>, front: Arc<UdpSocket>, to: SocketAddr) {
+    let mut packet = vec![0; 64 * 1024];
+    while let Ok(length) = way.recv(&mut packet).await {
+        let _sent = front.send_to(&packet[..length], to).await;
+    }
 }
 
 // F01: every byte is at its place, and no connection ends, though the only relay goes away three times.
@@ -135,10 +168,12 @@ async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
     let tasks = Scope::new("test");
     let world = World::new()?;
     let mut relay = world.relay().await?;
-    let listen = relay.listen;
-    let provider = world.agent("provider", SessionKind::Full, listen).await?;
+    let front = Front::start(relay.listen).await?;
+    let provider = world
+        .agent("provider", SessionKind::Full, front.address)
+        .await?;
     let caller = world
-        .agent("caller", SessionKind::CallerOnly, listen)
+        .agent("caller", SessionKind::CallerOnly, front.address)
         .await?;
     expose_echo(&provider, &tasks).await?;
     let port = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
@@ -147,7 +182,8 @@ async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
     for _ in 0..3 {
         traffic.moves().await?;
         relay.stop().await;
-        relay = relay_again(&world, listen).await?;
+        relay = world.relay().await?;
+        *front.relay.lock() = relay.listen;
     }
     traffic.moves().await?;
     traffic.finish().await
