@@ -53,6 +53,7 @@ const EDGES: &[(&str, &[&str])] = &[
 /// Libraries that belong to one crate, which hides them from the others.
 const HOMES: &[(&str, &str)] = &[
     ("noq", "sealock-net"),
+    ("noq-proto", "sealock-net"),
     ("tonic", "sealock-net sealock-control"),
     ("sqlx", "sealock-control"),
     ("clap", "sealock"),

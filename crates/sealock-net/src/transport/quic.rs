@@ -1,6 +1,8 @@
 //! QUIC by the noq library, which no other module names.
 
 mod places;
+#[cfg(test)]
+mod sim;
 mod socket;
 mod stream;
 mod watch;
