@@ -47,7 +47,7 @@ fn a_thousand_agents_are_back_within_five_seconds_of_a_restart() {
         relay.kill()?;
         let began = Instant::now();
         relay = public.start("up", up, "That token works once")?;
-        wait::until("all agents to be back", 4 * BACK, || {
+        wait::until("all agents to be back", 12 * BACK, || {
             ensure!(
                 swarm.is_running()?,
                 "the swarm has ended: {}",
