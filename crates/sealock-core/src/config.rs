@@ -8,6 +8,7 @@
 pub(crate) mod document;
 mod layers;
 mod origin;
+mod transport;
 pub mod typed;
 pub mod unit;
 mod value;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use self::document::{FileError, Problem, Tombstone};
 pub use self::layers::{Flag, Layers};
 pub use self::origin::{ConfigError, Explained, Given, Origin};
+pub use self::transport::Transport;
 use self::typed::Typed;
 pub use self::typed::{OPTIONS, OptionRow, Standard};
 pub use self::value::{AdminListen, Connect, Expose, LogFormat, LogLevel, StateDir, ValueError};

@@ -350,15 +350,15 @@ impl ResolvesClientCert for IdentityStore {
 pub(crate) struct ServerIdentity {
     pub(crate) identity: IdentityStore,
     pub(crate) trust: TrustStore,
-    /// The protocol whose clients may come with nothing but a pin.
-    pub(crate) pinned_alpn: &'static [u8],
+    /// The protocols whose clients may come with nothing but a pin.
+    pub(crate) pinned_alpns: &'static [&'static [u8]],
 }
 
 impl ResolvesServerCert for ServerIdentity {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let certified = self.identity.certified()?;
         let mut offered = hello.alpn().into_iter().flatten();
-        if !offered.any(|alpn| alpn == self.pinned_alpn) {
+        if !offered.any(|alpn| self.pinned_alpns.contains(&alpn)) {
             return Some(certified);
         }
         let trust = self.trust.current();

@@ -77,6 +77,16 @@ impl Scope {
         self.spawner.stopping()
     }
 
+    /// Waits until no task is running; others may be spawned meanwhile and afterwards.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn idle(&self) {
+        while !self.is_empty() {
+            tokio::time::sleep(IDLE_LOOK).await;
+        }
+    }
+
     /// How many tasks are running.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -118,6 +128,7 @@ impl Scope {
     }
 }
 
+const IDLE_LOOK: Duration = Duration::from_millis(5); // asked at an end, where nobody notices five
 const DROP_GRACE: Duration = Duration::from_secs(1); // dropping a future takes microseconds unless it blocks
 
 impl Drop for Scope {

@@ -29,6 +29,8 @@ pub mod alpn {
     pub const SESSION: &[u8] = b"sealock/1";
     /// One stream to the controller for a node that has no certificate yet.
     pub const JOIN: &[u8] = b"sealock-join/1";
+    /// What clients speak before a WebSocket; its path names one of the protocols above.
+    pub const HTTP: &[u8] = b"http/1.1";
     /// The node interface of the controller.
     pub const H2: &[u8] = b"h2";
     /// An end-to-end stream between two agents.
@@ -84,6 +86,14 @@ pub(crate) const UNUSED_NAME: &str = "sealock";
 pub fn relay_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<ServerConfig> {
     let expect = Expect::role(Role::Agent, Purpose::Client);
     let alpn = [alpn::SESSION, alpn::JOIN, alpn::NONE];
+    server(identity, trust, expect, Demand::Optional, &alpn)
+}
+
+/// For a relay's listener over TCP: the same, and WebSockets for both.
+#[must_use]
+pub fn relay_tcp_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<ServerConfig> {
+    let expect = Expect::role(Role::Agent, Purpose::Client);
+    let alpn = [alpn::SESSION, alpn::JOIN, alpn::HTTP];
     server(identity, trust, expect, Demand::Optional, &alpn)
 }
 
@@ -198,12 +208,7 @@ fn server(
     let resolver = ServerIdentity {
         identity: identity.clone(),
         trust: trust.clone(),
-        // The protocol that comes first among those a stranger may speak.
-        pinned_alpn: if alpn.contains(&alpn::JOIN) {
-            alpn::JOIN
-        } else {
-            alpn::H2
-        },
+        pinned_alpns: &[alpn::JOIN, alpn::HTTP, alpn::H2],
     };
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])

@@ -7,8 +7,11 @@
 pub mod admission;
 mod carrier;
 mod keys;
+mod mux;
 mod pulse;
 mod quic;
+mod tcp;
+mod websocket;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,6 +24,7 @@ use crate::tls::verify::VerifyError;
 pub use carrier::{BiStream, Connection, RecvHalf, SendHalf, StreamIo};
 pub use keys::{KeysError, TransportKeys};
 pub use quic::{Endpoint, Incoming};
+pub use tcp::{TcpEndpoint, TcpIncoming};
 
 /// What a node may choose about its connections.
 #[derive(Debug, Clone, Copy)]
@@ -70,10 +74,13 @@ pub enum Lost {
     /// Nothing was heard, and the other side's machine says that nobody listens there: its process is gone.
     #[error("the other side's process is gone")]
     PeerGone,
-    /// The other side's QUIC did not understand ours, or the other way round.
+    /// The TCP connection below ended without a farewell.
+    #[error("the connection was cut off")]
+    Cut,
+    /// The other side's transport did not understand ours, or the other way round.
     #[error("the transport broke down (code {code:#x})")]
     Transport {
-        /// The QUIC transport error code (RFC 9000 §20.1).
+        /// The transport error code, as QUIC numbers them (RFC 9000 §20.1).
         code: u64,
     },
 }
@@ -85,7 +92,7 @@ impl Lost {
         match self {
             Self::ByPeer(reason) => *reason,
             Self::ByUs => Reason::Cancelled,
-            Self::Silent | Self::PeerRestarted | Self::PeerGone => Reason::SessionLost,
+            Self::Silent | Self::PeerRestarted | Self::PeerGone | Self::Cut => Reason::SessionLost,
             Self::Transport { .. } => Reason::ProtocolViolation,
         }
     }
@@ -100,12 +107,12 @@ pub enum ConnectError {
     /// The address cannot be connected to: port 0, or a family that this machine lacks.
     #[error("{0} cannot be connected to")]
     Address(SocketAddr),
-    /// This side is shutting down, or its TLS configuration is not fit for QUIC.
+    /// This side is shutting down, or its TLS configuration is not fit for the transport.
     #[error("this endpoint cannot connect")]
     Endpoint,
     /// The handshake did not end in time.
     #[error(
-        "the other side did not finish its handshake in time; hint: is UDP to its address open?"
+        "the other side did not finish its handshake in time; hint: is its address open in the firewalls on the way?"
     )]
     Timeout,
     /// The other side's certificate was not accepted.
@@ -123,6 +130,9 @@ pub enum ConnectError {
     /// The peer's leaf could not be read again after the handshake.
     #[error("the other side's certificate cannot be read")]
     Leaf(#[source] LeafError),
+    /// Who answered is no relay, or something between reads along.
+    #[error("what answered there does not speak Sealock; hint: is the address that of a relay?")]
+    NotSealock,
     /// The connection was lost in the middle.
     #[error("the connection was lost during the handshake")]
     Lost(#[source] Lost),
@@ -141,6 +151,7 @@ impl ConnectError {
                 alert: Alert::NoCommonProtocol,
             } => Reason::VersionUnsupported,
             Self::NotAccepted { .. } => Reason::NotAdmitted,
+            Self::NotSealock => Reason::RelayUnreachable,
             Self::Tls(_) | Self::Leaf(_) => Reason::PeerNotAuthentic,
             Self::Lost(lost) => match lost {
                 Lost::ByPeer(reason) => *reason,
@@ -148,6 +159,7 @@ impl ConnectError {
                 Lost::Silent
                 | Lost::PeerRestarted
                 | Lost::PeerGone
+                | Lost::Cut
                 | Lost::Transport {
                     code: CONNECTION_REFUSED,
                 } => Reason::RelayUnreachable,
@@ -292,5 +304,7 @@ impl From<WriteError> for std::io::Error {
     }
 }
 
+#[cfg(test)]
+mod battery;
 #[cfg(test)]
 mod tests;

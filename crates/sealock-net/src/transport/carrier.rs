@@ -2,7 +2,7 @@
 //!
 //! Each carrier has the same promises: order, a half-close each way, resets with a reason each way, streams that do not
 //! hold each other up, and an end of the connection that says why. A carrier that breaks is an error, never an end.
-//! Deliberately absent: how a carrier keeps them (`quic`), and how connections are made.
+//! Deliberately absent: how a carrier keeps them (`quic`, `mux`), and how connections are made.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,10 +11,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sealock_core::config::Transport;
 use sealock_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Lost, ReadError, WriteError, quic};
+use super::{Lost, ReadError, WriteError, mux, quic};
 use crate::identity::PeerIdentity;
 
 /// A connection whose both ends are known; clones are the same connection, and it closes when the last one and all of
@@ -25,6 +26,7 @@ pub struct Connection(Carrier);
 #[derive(Debug, Clone)]
 enum Carrier {
     Quic(quic::Connection),
+    Mux(mux::Connection, Transport),
 }
 
 impl Connection {
@@ -32,11 +34,25 @@ impl Connection {
         Self(Carrier::Quic(connection))
     }
 
+    pub(super) fn mux(connection: mux::Connection, transport: Transport) -> Self {
+        Self(Carrier::Mux(connection, transport))
+    }
+
+    /// What carries the connection.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        match &self.0 {
+            Carrier::Quic(_) => Transport::Quic,
+            Carrier::Mux(_, transport) => *transport,
+        }
+    }
+
     /// Who the other side proved to be; nobody if it came without a certificate.
     #[must_use]
     pub fn peer(&self) -> Option<&PeerIdentity> {
         match &self.0 {
             Carrier::Quic(it) => it.peer(),
+            Carrier::Mux(it, _) => it.peer(),
         }
     }
 
@@ -45,6 +61,7 @@ impl Connection {
     pub fn alpn(&self) -> Option<&[u8]> {
         match &self.0 {
             Carrier::Quic(it) => it.alpn(),
+            Carrier::Mux(it, _) => it.alpn(),
         }
     }
 
@@ -60,6 +77,7 @@ impl Connection {
     pub async fn open_bi(&self) -> Result<BiStream, Lost> {
         match &self.0 {
             Carrier::Quic(it) => it.open_bi().await.map(BiStream::quic),
+            Carrier::Mux(it, _) => it.open_bi().await.map(BiStream::mux),
         }
     }
 
@@ -73,6 +91,7 @@ impl Connection {
     pub async fn accept_bi(&self) -> Result<BiStream, Lost> {
         match &self.0 {
             Carrier::Quic(it) => it.accept_bi().await.map(BiStream::quic),
+            Carrier::Mux(it, _) => it.accept_bi().await.map(BiStream::mux),
         }
     }
 
@@ -80,6 +99,7 @@ impl Connection {
     pub fn allow_streams(&self, streams: u32) {
         match &self.0 {
             Carrier::Quic(it) => it.allow_streams(streams),
+            Carrier::Mux(it, _) => it.allow_streams(streams),
         }
     }
 
@@ -87,6 +107,7 @@ impl Connection {
     pub fn close(&self, reason: Reason) {
         match &self.0 {
             Carrier::Quic(it) => it.close(reason),
+            Carrier::Mux(it, _) => it.close(reason),
         }
     }
 
@@ -97,6 +118,7 @@ impl Connection {
     pub async fn closed(&self) -> Lost {
         match &self.0 {
             Carrier::Quic(it) => it.closed().await,
+            Carrier::Mux(it, _) => it.closed().await,
         }
     }
 
@@ -105,6 +127,7 @@ impl Connection {
     pub fn close_reason(&self) -> Option<Lost> {
         match &self.0 {
             Carrier::Quic(it) => it.close_reason(),
+            Carrier::Mux(it, _) => it.close_reason(),
         }
     }
 
@@ -113,6 +136,7 @@ impl Connection {
     pub fn rtt(&self) -> Option<Duration> {
         match &self.0 {
             Carrier::Quic(it) => it.rtt(),
+            Carrier::Mux(it, _) => it.rtt(),
         }
     }
 
@@ -121,6 +145,7 @@ impl Connection {
     pub fn packet_size(&self) -> Option<u16> {
         match &self.0 {
             Carrier::Quic(it) => it.packet_size(),
+            Carrier::Mux(..) => None,
         }
     }
 
@@ -129,6 +154,7 @@ impl Connection {
     pub fn remote_address(&self) -> Option<SocketAddr> {
         match &self.0 {
             Carrier::Quic(it) => it.remote_address(),
+            Carrier::Mux(it, _) => it.remote_address(),
         }
     }
 
@@ -137,6 +163,7 @@ impl Connection {
     pub fn id(&self) -> usize {
         match &self.0 {
             Carrier::Quic(it) => it.id(),
+            Carrier::Mux(it, _) => it.id(),
         }
     }
 }
@@ -158,6 +185,13 @@ impl BiStream {
         }
     }
 
+    fn mux((send, recv): (mux::SendHalf, mux::RecvHalf)) -> Self {
+        Self {
+            send: SendHalf(SendCarrier::Mux(send)),
+            recv: RecvHalf(RecvCarrier::Mux(recv)),
+        }
+    }
+
     /// The stream as one reader and writer, for libraries that want that.
     #[must_use]
     pub fn into_io(self) -> StreamIo {
@@ -172,6 +206,7 @@ impl BiStream {
     pub fn stand_by(&self) {
         match &self.send.0 {
             SendCarrier::Quic(it) => it.stand_by(),
+            SendCarrier::Mux(it) => it.stand_by(),
         }
     }
 
@@ -189,6 +224,7 @@ pub struct SendHalf(SendCarrier);
 #[derive(Debug)]
 enum SendCarrier {
     Quic(quic::SendHalf),
+    Mux(mux::SendHalf),
 }
 
 impl SendHalf {
@@ -202,6 +238,7 @@ impl SendHalf {
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), WriteError> {
         match &mut self.0 {
             SendCarrier::Quic(it) => it.write(bytes).await,
+            SendCarrier::Mux(it) => it.write(bytes).await,
         }
     }
 
@@ -215,6 +252,7 @@ impl SendHalf {
     pub async fn write_all_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), WriteError> {
         match &mut self.0 {
             SendCarrier::Quic(it) => it.write_all_chunks(chunks).await,
+            SendCarrier::Mux(it) => it.write_all_chunks(chunks).await,
         }
     }
 
@@ -225,6 +263,7 @@ impl SendHalf {
     pub fn finish(&mut self) -> Result<(), WriteError> {
         match &mut self.0 {
             SendCarrier::Quic(it) => it.finish(),
+            SendCarrier::Mux(it) => it.finish(),
         }
     }
 
@@ -232,10 +271,11 @@ impl SendHalf {
     pub fn reset(&mut self, reason: Reason) {
         match &mut self.0 {
             SendCarrier::Quic(it) => it.reset(reason),
+            SendCarrier::Mux(it) => it.reset(reason),
         }
     }
 
-    /// Waits until the other side wants no more (the reason) or has received all after [`Self::finish`] (nothing).
+    /// Waits until the other side wants no more (the reason) or has all after [`Self::finish`] (nothing).
     ///
     /// # Errors
     /// When the connection is gone.
@@ -245,6 +285,7 @@ impl SendHalf {
     pub async fn stopped(&self) -> Result<Option<Reason>, Lost> {
         match &self.0 {
             SendCarrier::Quic(it) => it.stopped().await,
+            SendCarrier::Mux(it) => it.stopped().await,
         }
     }
 
@@ -253,6 +294,7 @@ impl SendHalf {
     pub fn id(&self) -> u64 {
         match &self.0 {
             SendCarrier::Quic(it) => it.id(),
+            SendCarrier::Mux(it) => it.id(),
         }
     }
 
@@ -263,6 +305,7 @@ impl SendHalf {
     ) -> Poll<Result<usize, WriteError>> {
         match &mut self.0 {
             SendCarrier::Quic(it) => it.poll_write(cx, bytes),
+            SendCarrier::Mux(it) => it.poll_write(cx, bytes),
         }
     }
 }
@@ -274,6 +317,7 @@ pub struct RecvHalf(RecvCarrier);
 #[derive(Debug)]
 enum RecvCarrier {
     Quic(quic::RecvHalf),
+    Mux(mux::RecvHalf),
 }
 
 impl RecvHalf {
@@ -290,6 +334,7 @@ impl RecvHalf {
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, ReadError> {
         match &mut self.0 {
             RecvCarrier::Quic(it) => it.read_chunk(max).await,
+            RecvCarrier::Mux(it) => it.read_chunk(max).await,
         }
     }
 
@@ -297,10 +342,11 @@ impl RecvHalf {
     pub fn stop(&mut self, reason: Reason) {
         match &mut self.0 {
             RecvCarrier::Quic(it) => it.stop(reason),
+            RecvCarrier::Mux(it) => it.stop(reason),
         }
     }
 
-    /// Waits until the other side gives the stream up (the reason), or all of it has arrived (nothing).
+    /// Waits until the other side gives the stream up (the reason), or has ended it cleanly (nothing).
     ///
     /// # Errors
     /// When the connection is gone.
@@ -310,6 +356,7 @@ impl RecvHalf {
     pub async fn reset_received(&mut self) -> Result<Option<Reason>, Lost> {
         match &mut self.0 {
             RecvCarrier::Quic(it) => it.reset_received().await,
+            RecvCarrier::Mux(it) => it.reset_received().await,
         }
     }
 
@@ -318,6 +365,7 @@ impl RecvHalf {
     pub fn id(&self) -> u64 {
         match &self.0 {
             RecvCarrier::Quic(it) => it.id(),
+            RecvCarrier::Mux(it) => it.id(),
         }
     }
 
@@ -328,6 +376,7 @@ impl RecvHalf {
     ) -> Poll<Result<(), ReadError>> {
         match &mut self.0 {
             RecvCarrier::Quic(it) => it.poll_read(cx, buffer),
+            RecvCarrier::Mux(it) => it.poll_read(cx, buffer),
         }
     }
 }

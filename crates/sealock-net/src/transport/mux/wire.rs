@@ -1,0 +1,130 @@
+//! The bytes below a mux: joins the small writes of its frames, and notes when the other side was heard last.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+/// What a mux can run over: TLS, or WebSocket messages within TLS.
+pub(crate) trait Pipe: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Pipe for T {}
+
+/// When the other side was heard last.
+#[derive(Debug, Clone)]
+pub(super) struct Heard {
+    began: Instant,
+    micros: Arc<AtomicU64>,
+}
+
+impl Heard {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            micros: Arc::default(),
+        }
+    }
+
+    /// Microseconds since the connection began.
+    pub(super) fn clock(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn now(&self) {
+        self.micros.store(self.clock(), Ordering::Relaxed);
+    }
+
+    /// When something came last, as [`Self::clock`] tells.
+    pub(super) fn last(&self) -> u64 {
+        self.micros.load(Ordering::Relaxed)
+    }
+
+    /// How long nothing has come.
+    pub(super) fn silence(&self) -> Duration {
+        Duration::from_micros(self.clock().saturating_sub(self.last()))
+    }
+}
+
+const JOINED: usize = 64 * 1024; // four frames: more would only wait here instead of in its stream
+
+/// A pipe as the mux sees it.
+pub(super) struct Wire {
+    pipe: Box<dyn Pipe>,
+    heard: Heard,
+    /// Written by the mux and not yet taken by the pipe, from `taken` on.
+    waiting: Vec<u8>,
+    taken: usize,
+}
+
+impl Wire {
+    pub(super) fn new(pipe: Box<dyn Pipe>, heard: Heard) -> Self {
+        Self {
+            pipe,
+            heard,
+            waiting: Vec::new(),
+            taken: 0,
+        }
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.taken < self.waiting.len() {
+            let written = Pin::new(&mut self.pipe).poll_write(cx, &self.waiting[self.taken..]);
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.taken += count,
+            }
+        }
+        self.taken = 0;
+        if self.waiting.capacity() > 2 * JOINED {
+            self.waiting = Vec::new();
+        } else {
+            self.waiting.clear();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl futures_util::io::AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(&mut self.pipe).poll_read(cx, &mut buffer))?;
+        let length = buffer.filled().len();
+        if length > 0 {
+            self.heard.now();
+        }
+        Poll::Ready(Ok(length))
+    }
+}
+
+impl futures_util::io::AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.waiting.len() >= JOINED {
+            ready!(self.poll_drain(cx))?;
+        }
+        self.waiting.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.pipe).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.pipe).poll_shutdown(cx)
+    }
+}
