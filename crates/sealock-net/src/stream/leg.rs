@@ -92,6 +92,7 @@ fn lost_by(lost: &Lost) -> Reason {
         | Lost::Silent
         | Lost::PeerRestarted
         | Lost::PeerGone
+        | Lost::Cut
         | Lost::Transport { .. } => Reason::SessionLost,
     }
 }
