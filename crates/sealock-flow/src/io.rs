@@ -155,6 +155,7 @@ fn agent_lost(lost: &Lost) -> Reason {
         | Lost::ByUs
         | Lost::Silent
         | Lost::PeerRestarted
+        | Lost::Cut
         | Lost::Transport { .. } => Reason::SessionLost,
     }
 }
