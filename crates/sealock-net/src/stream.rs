@@ -6,6 +6,7 @@
 //!
 //! Legs come from a [`LegSource`] at the opener, and through a [`Door`](door::Door) at the accepter.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -119,22 +120,22 @@ struct Resume {
 #[derive(Debug)]
 struct Share {
     memory: Memory,
-    held: Mutex<u64>,
+    /// Changed under the machine's lock only.
+    held: AtomicU64,
 }
 
 impl Share {
     fn of(memory: &Memory) -> Self {
         Self {
             memory: memory.clone(),
-            held: Mutex::new(0),
+            held: AtomicU64::new(0),
         }
     }
 
     fn settle(&self, committed: u64) {
-        let mut held = self.held.lock();
-        if *held != committed {
-            self.memory.settle(*held, committed);
-            *held = committed;
+        if self.held.load(Ordering::Relaxed) != committed {
+            let before = self.held.swap(committed, Ordering::Relaxed);
+            self.memory.settle(before, committed);
         }
     }
 }
