@@ -50,7 +50,7 @@ pub(super) enum Ended {
     /// The stream is over and the leg closed.
     Over,
     /// There is another leg; this one still works.
-    Next(Next),
+    Next(Box<Next>),
     /// The leg is of no more use.
     Lost(Reason),
 }
@@ -227,7 +227,7 @@ impl Carrier {
                     Ok(())
                 }
                 next = next_leg(shared, way), if moves => match next {
-                    Ok(next) => return Ended::Next(next),
+                    Ok(next) => return Ended::Next(Box::new(next)),
                     // The leg that is there is as good as before; who took the right back will cut it.
                     Err(reason) => {
                         tracing::debug!(reason = reason.code(), "a stream stays on its leg");

@@ -37,7 +37,7 @@ pub(super) async fn run(
         let lost = match carrier.carry(&shared, &mut way).await {
             Ended::Over => return,
             Ended::Next(next) => {
-                if let Some(successor) = take(&shared, next) {
+                if let Some(successor) = take(&shared, *next) {
                     carrier.succeed(successor);
                 }
                 continue;
@@ -140,10 +140,11 @@ async fn park(shared: &Shared, way: &mut Way, parking: &Parking) -> Option<Carri
         tokio::select! {
             biased; // a leg at the last moment is in time
             next = way.next(&resume.peer, epoch) => match next {
-                Ok(next) => match take(shared, next) {
-                    Some(carrier) => return Some(carrier),
-                    None => {}
-                },
+                Ok(next) => {
+                    if let Some(carrier) = take(shared, next) {
+                        return Some(carrier);
+                    }
+                }
                 Err(reason) => {
                     tracing::debug!(reason = reason.code(), "a stream cannot be taken up again");
                     shared.fail(reason);
