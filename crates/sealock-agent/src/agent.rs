@@ -24,9 +24,9 @@ use sealock_net::identity::{IdentityDir, IdentityStore, LoadError, Svid, Trust, 
 use sealock_net::link::{Link, RenewError, WayBack};
 use sealock_net::node_api::NodeClient;
 use sealock_net::recover::{RecoverError, recover_agent};
-use sealock_net::session::{self, Dialer, SessionConfig, Sessions, State};
+use sealock_net::session::{self, Dialer, Plan, SessionConfig, Sessions, State, Ways};
 use sealock_net::task::Scope;
-use sealock_net::transport::{Endpoint, Settings};
+use sealock_net::transport::Settings;
 use sealock_net::unix::{BindError, PrivateListener};
 use sealock_net::views::ViewStore;
 use sealock_proto::wire::SessionKind;
@@ -47,6 +47,8 @@ pub struct AgentConfig {
     pub relays: Vec<HostPort>,
     /// Whether it offers services too, or only opens them.
     pub kind: SessionKind,
+    /// By which ways relays are reached.
+    pub ways: Plan,
     /// How old a view may be and still allow anything.
     pub max_policy_age: Duration,
     /// Its control socket, when it has one.
@@ -123,6 +125,7 @@ pub(crate) struct Parts {
     pub(crate) identity: IdentityStore,
     pub(crate) started: jiff::Timestamp,
     pub(crate) sessions: Sessions,
+    pub(crate) dialer: Dialer,
     pub(crate) views: ViewStore,
     pub(crate) offers: Offers,
     pub(crate) listeners: Listeners,
@@ -161,7 +164,7 @@ pub struct AgentHandle {
     parts: Parts,
     link: Link,
     generation: u64,
-    endpoint: Endpoint,
+    ways: Ways,
     /// Flows and streams, which are given time to end.
     flows: Scope,
     /// What goes on for as long as the agent does.
@@ -204,13 +207,14 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         streams: CALLED_LIMIT,
         ..Settings::default()
     };
-    let endpoint = Endpoint::client(settings).map_err(StartError::Udp)?;
+    let ways = config.ways.open(settings).map_err(StartError::Udp)?;
+    let dialer = Dialer::for_sessions(ways.clone(), &identity, &trust);
     let offers = Offers::new();
     let (offered_in, offered) = mpsc::channel(OFFERED_LIMIT);
     let (renewed_in, renewed) = watch::channel(());
     let (sessions, keep_session) = session::maintain(SessionConfig {
         relays: config.relays.clone(),
-        dialer: Dialer::for_sessions(endpoint.clone(), &identity, &trust),
+        dialer: dialer.clone(),
         instance: rand::random(),
         kind: config.kind,
         offers: offers.names(),
@@ -233,6 +237,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         identity,
         started: jiff::Timestamp::now(),
         sessions,
+        dialer,
         views: views.clone(),
         offers: offers.clone(),
         listeners: Listeners::default(),
@@ -266,7 +271,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         parts,
         link,
         generation,
-        endpoint,
+        ways,
         flows,
         standing,
     })
@@ -318,7 +323,7 @@ async fn load(config: &AgentConfig, dir: &IdentityDir) -> Result<(Svid, Trust), 
     if ended > jiff::Timestamp::now() {
         return Ok((svid, trust));
     }
-    match recover_agent(dir, &config.relays).await {
+    match recover_agent(dir, &config.relays, &config.ways).await {
         Ok((svid, trust)) => {
             let expires = svid.leaf().not_after;
             tracing::warn!(%ended, %expires, "this machine's certificate had ended; it was given a new one");
@@ -331,10 +336,10 @@ async fn load(config: &AgentConfig, dir: &IdentityDir) -> Result<(Svid, Trust), 
 
 /// How an agent that slept for long comes back while it runs.
 fn way_back(config: &AgentConfig, dir: IdentityDir) -> WayBack {
-    let relays = config.relays.clone();
+    let (relays, ways) = (config.relays.clone(), config.ways.clone());
     Arc::new(move || {
-        let (dir, relays) = (dir.clone(), relays.clone());
-        Box::pin(async move { recover_agent(&dir, &relays).await })
+        let (dir, relays, ways) = (dir.clone(), relays.clone(), ways.clone());
+        Box::pin(async move { recover_agent(&dir, &relays, &ways).await })
     })
 }
 
@@ -590,10 +595,10 @@ impl AgentHandle {
         if matches!(self.parts.sessions.state(), State::Up(_)) {
             offers::farewell(&self.parts.offers, &self.link, self.generation).await;
         }
-        self.endpoint.close(Reason::Draining);
+        self.ways.close(Reason::Draining);
         drop(self.standing);
         // Only so that the last packet leaves: it is no loss when a relay that is away does not see it.
-        tokio::time::timeout(CLOSE_GRACE, self.endpoint.wait_idle())
+        tokio::time::timeout(CLOSE_GRACE, self.ways.wait_idle())
             .await
             .ok();
         self.flows.shutdown(STOP_GRACE).await;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
 use sealock_core::api::local::{
-    Connect, ConnectRequest, ConnectedRow, Event, Expose, ExposeRequest, ExposedRow, PolicyState,
-    SessionRow, Status, StatusResponse, Withdraw, WithdrawResponse,
+    Connect, ConnectRequest, ConnectedRow, Event, Expose, ExposeRequest, ExposedRow, PassedOverRow,
+    PolicyState, SessionRow, Status, StatusResponse, Withdraw, WithdrawResponse,
 };
 use sealock_core::api::{ApiError, Method};
 use sealock_core::reason::Reason;
@@ -78,7 +78,7 @@ fn state_of(parts: &Parts) -> StatusResponse {
             .sessions
             .statuses()
             .into_iter()
-            .map(session_row)
+            .map(|status| session_row(parts, status))
             .collect(),
         policy: view.map(|view| PolicyState {
             version: view.head.version,
@@ -95,17 +95,27 @@ fn state_of(parts: &Parts) -> StatusResponse {
     }
 }
 
-fn session_row(status: SessionStatus) -> SessionRow {
-    let (up, reason, rtt) = match &status.state {
-        State::Up(session) => (true, None, session.rtt()),
-        State::Connecting { last } => (false, *last, None),
+fn session_row(parts: &Parts, status: SessionStatus) -> SessionRow {
+    let (up, reason, rtt, transport) = match &status.state {
+        State::Up(session) => (true, None, session.rtt(), Some(session.transport())),
+        State::Connecting { last } => (false, *last, None, None),
     };
+    let passed_over = transport.map(|in_use| parts.dialer.passed_over(&status.relay, in_use));
+    let passed_over = passed_over.unwrap_or_default().into_iter();
     SessionRow {
         relay: status.relay,
         up,
         since: status.since,
         reason,
         rtt_ms: rtt.map(|rtt| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX)),
+        transport,
+        passed_over: passed_over
+            .map(|it| PassedOverRow {
+                transport: it.transport,
+                because: it.because,
+                since: it.since,
+            })
+            .collect(),
     }
 }
 

@@ -11,6 +11,7 @@ mod origin;
 mod transport;
 pub mod typed;
 pub mod unit;
+mod upstream;
 mod value;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,6 +24,7 @@ pub use self::origin::{ConfigError, Explained, Given, Origin};
 pub use self::transport::Transport;
 use self::typed::Typed;
 pub use self::typed::{OPTIONS, OptionRow, Standard};
+pub use self::upstream::{Upstream, UpstreamError, UpstreamKind, Upstreams};
 pub use self::value::{AdminListen, Connect, Expose, LogFormat, LogLevel, StateDir, ValueError};
 use crate::address::HostPort;
 use crate::identity::Role;
@@ -114,7 +116,7 @@ pub struct ControllerConfig {
 pub struct RelayConfig {
     /// The name to ask for at joining; without one the token or the controller gives it.
     pub name: Option<NodeName>,
-    /// The UDP address at which agents reach it.
+    /// The address at which agents reach it, over UDP and over TCP.
     pub listen: SocketAddr,
     /// The addresses that join tokens tell; empty means the one it listens at.
     pub advertise: Vec<HostPort>,
@@ -129,12 +131,16 @@ pub struct RelayConfig {
 }
 
 /// The agent's part.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct AgentConfig {
     /// The name to ask for at joining; without one the token or the controller gives it.
     pub name: Option<AgentName>,
     /// How old its policy may be before it refuses new flows.
     pub max_policy_age: Duration,
+    /// What may carry its sessions.
+    pub transports: Vec<Transport>,
+    /// The proxy to the relays; without one the environment names it.
+    pub proxy: Option<Upstream>,
     /// The services that it provides.
     pub expose: Vec<Expose>,
     /// The local ports that lead to services.
@@ -191,6 +197,8 @@ impl Config {
             agent: AgentConfig {
                 name: typed.agent_name.map(|it| it.value),
                 max_policy_age: must(typed.agent_max_policy_age).duration(),
+                transports: must(typed.agent_transports),
+                proxy: typed.agent_proxy.map(|it| it.value),
                 expose: list(typed.agent_expose),
                 connect: list(typed.agent_connect),
             },

@@ -91,7 +91,7 @@ async fn agent(
         asked: Some(format!("swarm-{number}").parse()?),
         own: None,
     };
-    join::join_agent(&token, naming, &dir).await?;
+    join::join_agent(&token, naming, &dir, &Default::default()).await?;
     let identity = IdentityStore::new(dir.load_svid()?.ok_or("no identity")?);
     let trust = TrustStore::new(dir.load_trust()?.ok_or("no trust bundle")?);
     // Nobody calls it; an endpoint that could be called may choose its address.

@@ -17,9 +17,9 @@ use crate::files::FileError;
 use crate::identity::{IdentityDir, KeyError, KeyPair, Svid, SvidError};
 pub use crate::node_api::Naming;
 use crate::node_api::{CallError, Enrol, NodeClient};
-use crate::session::Dialer;
+use crate::session::{Dialer, Plan};
 use crate::tls;
-use crate::transport::{Endpoint, Settings, StreamIo};
+use crate::transport::{Settings, StreamIo};
 
 /// Why a node did not join.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,7 @@ impl JoinError {
     }
 }
 
-/// Joins as an agent, through the relays that the token names.
+/// Joins as an agent, through the relays that the token names, by any of `ways`.
 ///
 /// # Errors
 /// When the token is not good, nobody is reached, or the identity cannot be kept.
@@ -80,10 +80,11 @@ pub async fn join_agent(
     token: &JoinToken,
     naming: Naming,
     dir: &IdentityDir,
+    ways: &Plan,
 ) -> Result<SpiffeId, JoinError> {
     expect_role(token, Role::Agent)?;
-    let endpoint = Endpoint::client(Settings::default()).map_err(JoinError::Socket)?;
-    let dialer = Dialer::for_joining(endpoint.clone(), token.pin);
+    let ways = ways.open(Settings::default()).map_err(JoinError::Socket)?;
+    let dialer = Dialer::for_joining(ways.clone(), token.pin);
     let met = Arc::new(AtomicBool::new(false));
     let meeting = Arc::clone(&met);
     let through = move |relay: HostPort| {
@@ -95,8 +96,8 @@ pub async fn join_agent(
         }
     };
     let joined = join(token, naming, Vec::new(), dir, through).await;
-    endpoint.close(Reason::Done);
-    endpoint.wait_idle().await;
+    ways.close(Reason::Done);
+    ways.wait_idle().await;
     match joined {
         Err(JoinError::Unreachable(error)) if !met.load(Ordering::Relaxed) => {
             Err(JoinError::NoRelay(error))

@@ -24,9 +24,9 @@ use crate::identity::{
 };
 use crate::join::{dial_controller, dial_through};
 use crate::node_api::{CallError, NodeClient};
-use crate::session::Dialer;
+use crate::session::{Dialer, Plan};
 use crate::tls;
-use crate::transport::{Endpoint, Settings};
+use crate::transport::Settings;
 
 /// What is signed begins so, and nothing else that our keys sign does.
 const PREFIX: &[u8] = b"sealock recover v1\0";
@@ -167,10 +167,13 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 pub async fn recover_agent(
     dir: &IdentityDir,
     relays: &[HostPort],
+    ways: &Plan,
 ) -> Result<(Svid, Trust), RecoverError> {
-    let endpoint = Endpoint::client(Settings::default()).map_err(RecoverError::Socket)?;
+    let ways = ways
+        .open(Settings::default())
+        .map_err(RecoverError::Socket)?;
     let through = |trust: &TrustStore| {
-        let dialer = Dialer::for_recovery(endpoint.clone(), trust);
+        let dialer = Dialer::for_recovery(ways.clone(), trust);
         let client = |relay: &HostPort| {
             let (dialer, relay) = (dialer.clone(), relay.clone());
             NodeClient::new(tls::recover_client(trust), move || {
@@ -181,8 +184,8 @@ pub async fn recover_agent(
         relays.iter().map(client).collect()
     };
     let recovered = recover(dir, through).await;
-    endpoint.close(Reason::Done);
-    endpoint.wait_idle().await;
+    ways.close(Reason::Done);
+    ways.wait_idle().await;
     recovered
 }
 

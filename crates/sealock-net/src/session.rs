@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sealock_core::address::HostPort;
+use sealock_core::config::Transport;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_proto::wire::{Incoming, Message, Open, SessionKind};
@@ -28,7 +29,7 @@ mod live;
 mod seats;
 
 pub use board::{SessionStatus, Sessions, State};
-pub use dial::{DialError, Dialer};
+pub use dial::{DialError, Dialer, PassedOver, Plan, Ways};
 pub use live::accept;
 
 /// How long an open waits for a stream to become free.
@@ -117,6 +118,12 @@ impl Session {
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// What carries it.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.connection.transport()
     }
 
     /// The relay that it is with.

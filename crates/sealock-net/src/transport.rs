@@ -8,6 +8,8 @@ pub mod admission;
 mod carrier;
 mod keys;
 mod mux;
+mod network;
+pub(crate) mod proxy;
 mod pulse;
 mod quic;
 mod tcp;
@@ -23,6 +25,8 @@ use crate::tls::verify::VerifyError;
 
 pub use carrier::{BiStream, Connection, RecvHalf, SendHalf, StreamIo};
 pub use keys::{KeysError, TransportKeys};
+pub use network::NetworkChanges;
+pub use proxy::ProxyError;
 pub use quic::{Endpoint, Incoming};
 pub use tcp::{TcpEndpoint, TcpIncoming};
 
@@ -110,6 +114,12 @@ pub enum ConnectError {
     /// This side is shutting down, or its TLS configuration is not fit for the transport.
     #[error("this endpoint cannot connect")]
     Endpoint,
+    /// TCP does not get there.
+    #[error("TCP does not get there")]
+    Tcp(#[source] std::io::Error),
+    /// The proxy on the way does not let us through.
+    #[error(transparent)]
+    Proxy(ProxyError),
     /// The handshake did not end in time.
     #[error(
         "the other side did not finish its handshake in time; hint: is its address open in the firewalls on the way?"
@@ -143,7 +153,7 @@ impl ConnectError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Address(_) => Reason::RelayUnreachable,
+            Self::Address(_) | Self::Tcp(_) | Self::Proxy(_) => Reason::RelayUnreachable,
             Self::Endpoint => Reason::Internal,
             Self::Timeout => Reason::HandshakeTimeout,
             Self::NotAuthentic(error) => error.reason(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sealock_net::tls::{self, Admission};
 use sealock_net::transport::admission::{HandshakeTicket, PreAuthBudget, Verdict};
-use sealock_net::transport::{Endpoint, Incoming};
+use sealock_net::transport::{ConnectError, Connection, Endpoint, Incoming, TcpEndpoint};
 
 use crate::session::{self, Shared};
 
@@ -29,10 +29,34 @@ pub(crate) async fn serve(endpoint: Endpoint, budget: PreAuthBudget, shared: Sha
     }
 }
 
+/// Accepts over TCP until the endpoint is closed. TCP has proved the addresses, so nobody is asked to.
+pub(crate) async fn serve_tcp(endpoint: TcpEndpoint, budget: PreAuthBudget, shared: Shared) {
+    while let Some(incoming) = endpoint.accept().await {
+        let source = incoming.remote_address().ip();
+        match budget.admit(Instant::now(), source, true) {
+            Verdict::Accept(ticket) => {
+                let shared = shared.clone();
+                let tasks = shared.tasks.clone();
+                tasks.spawn("admit", async move {
+                    let deadline = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
+                    let handshake = incoming.handshake(deadline).await;
+                    drop(ticket);
+                    welcome(handshake, shared).await;
+                });
+            }
+            Verdict::Retry | Verdict::Refuse => incoming.refuse(),
+        }
+    }
+}
+
 async fn admit(incoming: Incoming, ticket: HandshakeTicket, shared: Shared) {
     let deadline = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
     let handshake = incoming.handshake(deadline).await;
     drop(ticket);
+    welcome(handshake, shared).await;
+}
+
+async fn welcome(handshake: Result<Connection, ConnectError>, shared: Shared) {
     let connection = match handshake {
         Ok(connection) => connection,
         Err(error) => {

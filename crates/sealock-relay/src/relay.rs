@@ -23,7 +23,7 @@ use sealock_net::recover::recover_relay;
 use sealock_net::task::Scope;
 use sealock_net::tls;
 use sealock_net::transport::admission::{PreAuthBudget, PreAuthLimits};
-use sealock_net::transport::{Endpoint, KeysError, Settings, TransportKeys};
+use sealock_net::transport::{Endpoint, KeysError, Settings, TcpEndpoint, TransportKeys};
 use sealock_net::views::ViewStore;
 
 use crate::admit;
@@ -70,7 +70,7 @@ pub enum StartError {
     Keys(#[from] KeysError),
     /// The address cannot be listened at.
     #[error(
-        "cannot listen at UDP {address}; hint: is another relay running? choose another with --listen"
+        "cannot listen at UDP and TCP {address}; hint: is another relay running? choose another with --listen"
     )]
     Listen {
         /// The address.
@@ -97,7 +97,7 @@ pub struct RelayHandle {
     /// What flows through it.
     pub live: LiveFlows,
     views: ViewStore,
-    endpoint: Endpoint,
+    doors: Doors,
     /// Sessions and flows, which are given time to end.
     flows: Scope,
     /// What goes on for as long as the relay does.
@@ -123,7 +123,7 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         config.dir.join("views"),
         config.max_policy_age,
     )?;
-    let endpoint = listen(&config, &identity, &trust)?;
+    let doors = listen(&config, &identity, &trust)?;
     let (flows, standing) = (Scope::new("relay flows"), Scope::new("relay"));
     let link = link(&config, &identity, &trust, dir);
     let directory = Directory::new(config.max_sessions);
@@ -147,14 +147,19 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         tasks: flows.spawner(),
     };
     let budget = PreAuthBudget::new(PreAuthLimits::default());
-    standing.spawn("accept", admit::serve(endpoint.clone(), budget, shared));
+    let (over_tcp, same) = (doors.tcp.clone(), budget.clone());
+    standing.spawn(
+        "accept TCP",
+        admit::serve_tcp(over_tcp, same, shared.clone()),
+    );
+    standing.spawn("accept", admit::serve(doors.udp.clone(), budget, shared));
     standing.spawn(
         "policy",
         follow_policy(hop, directory.clone(), views.clone()),
     );
     spawn_link(&standing, &link, &views, audit, config.advertise.clone());
     let admin = serve_admin(&config, registry, &directory, &views, &standing).await?;
-    let listen = endpoint.local_addr().unwrap_or(config.listen);
+    let listen = doors.udp.local_addr().unwrap_or(config.listen);
     tracing::info!(%listen, %id, "relay ready");
     Ok(RelayHandle {
         id,
@@ -163,24 +168,70 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         directory,
         live,
         views,
-        endpoint,
+        doors,
         flows,
         standing,
     })
 }
 
+/// Where agents come in: the same port over UDP and over TCP.
+#[derive(Debug)]
+struct Doors {
+    udp: Endpoint,
+    tcp: TcpEndpoint,
+}
+
+impl Doors {
+    fn close(&self, reason: Reason) {
+        self.udp.close(reason);
+        self.tcp.close(reason);
+    }
+
+    async fn wait_idle(&self) {
+        tokio::join!(self.udp.wait_idle(), self.tcp.wait_idle());
+    }
+}
+
+/// A stream over TCP may fill 256 KiB of our memory from its beginning; a session that way gets 1 024 of them, 256 MiB.
+const STREAMS_OVER_TCP: u32 = 1_024;
+/// How often a port is chosen that must be free over UDP and TCP alike.
+const PORT_CHOICES: usize = 16;
+
 fn listen(
     config: &RelayConfig,
     identity: &IdentityStore,
     trust: &TrustStore,
-) -> Result<Endpoint, StartError> {
+) -> Result<Doors, StartError> {
     let keys = TransportKeys::load_or_create(&config.dir.join("transport.json"))?;
     let settings = Settings {
         streams: config.max_streams_per_session,
         ..Settings::default()
     };
-    let tls = tls::relay_listener(identity, trust);
-    Endpoint::server(config.listen, tls, settings, &keys).map_err(|source| StartError::Listen {
+    let over_tcp = Settings {
+        streams: settings.streams.min(STREAMS_OVER_TCP),
+        ..settings
+    };
+    let open = || {
+        let quic = tls::relay_listener(identity, trust);
+        let udp = Endpoint::server(config.listen, quic, settings, &keys)?;
+        let tls = tls::relay_tcp_listener(identity, trust);
+        let tcp = TcpEndpoint::server(udp.local_addr()?, tls, over_tcp)?;
+        Ok(Doors { udp, tcp })
+    };
+    // The system chooses port 0 for UDP alone; the same one may be in use over TCP.
+    let choices = if config.listen.port() == 0 {
+        PORT_CHOICES
+    } else {
+        1
+    };
+    let mut opened = open();
+    for _ in 1..choices {
+        if opened.is_ok() {
+            break;
+        }
+        opened = open();
+    }
+    opened.map_err(|source| StartError::Listen {
         address: config.listen,
         source,
     })
@@ -284,10 +335,10 @@ impl RelayHandle {
 
     /// Stops: agents are told, so that they go elsewhere at once.
     pub async fn stop(self) {
-        self.endpoint.close(Reason::Draining);
+        self.doors.close(Reason::Draining);
         drop(self.standing);
         // Agents that dial again at once would keep it busy for ever.
-        tokio::time::timeout(CLOSE_GRACE, self.endpoint.wait_idle())
+        tokio::time::timeout(CLOSE_GRACE, self.doors.wait_idle())
             .await
             .ok();
         self.flows.shutdown(STOP_GRACE).await;

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sealock_core::address::HostPort;
-use sealock_core::config::{Config, Flag, Layers, LogLevel, Origin};
+use sealock_core::config::{
+    Config, Flag, Layers, LogLevel, Origin, Upstream, UpstreamError, Upstreams,
+};
 use sealock_core::identity::Role;
 use sealock_net::files;
+use sealock_net::session::Plan;
 use sealock_net::sys;
 
 use crate::cli::Common;
@@ -80,6 +83,42 @@ fn environment(uid: u32) -> Vec<(String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| uid != 0 || name != "HOME")
         .collect()
+}
+
+/// By which ways relays are reached: as configured, and through the proxy that the environment names when the
+/// configuration names none. Names in capitals come first; an empty value means none.
+pub(crate) fn ways(config: &Config) -> anyhow::Result<Plan> {
+    let environment = environment(sys::own_uid());
+    let find = |name: &str| {
+        let value = environment.iter().find(|(key, _)| key == name);
+        value
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
+    };
+    let either = |upper: &str| find(upper).or_else(|| find(&upper.to_ascii_lowercase()));
+    let proxy = match (
+        &config.agent.proxy,
+        either("HTTPS_PROXY"),
+        either("ALL_PROXY"),
+    ) {
+        (Some(proxy), _, _) => Some(proxy.clone()),
+        (None, Some(text), _) => Some(from_environment("HTTPS_PROXY", text)?),
+        (None, None, Some(text)) => Some(from_environment("ALL_PROXY", text)?),
+        (None, None, None) => None,
+    };
+    Ok(Plan {
+        transports: config.agent.transports.clone(),
+        upstreams: Upstreams::new(proxy, either("NO_PROXY").unwrap_or_default()),
+    })
+}
+
+fn from_environment(name: &str, text: &str) -> anyhow::Result<Upstream> {
+    // The text itself is not shown: it may hold a password.
+    text.parse().map_err(|error: UpstreamError| {
+        Failure::usage(format!("{name} of the environment cannot be used: {error}"))
+            .hint("set `agent.proxy`, or unset the variable")
+            .into()
+    })
 }
 
 /// Whether nobody said anything of this option.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method;
 use crate::address::{HostPort, Target};
+use crate::config::Transport;
 use crate::identity::SpiffeId;
 use crate::name::ServiceName;
 use crate::reason::Reason;
@@ -76,6 +77,23 @@ pub struct SessionRow {
     pub reason: Option<Reason>,
     /// The round trip time in milliseconds, when it is up.
     pub rtt_ms: Option<u64>,
+    /// What carries it, when it is up.
+    #[serde(default)]
+    pub transport: Option<Transport>,
+    /// The better transports that do not carry it, and why.
+    #[serde(default)]
+    pub passed_over: Vec<PassedOverRow>,
+}
+
+/// A transport that is better than the one in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedOverRow {
+    /// Which one.
+    pub transport: Transport,
+    /// What the last try said.
+    pub because: String,
+    /// Since when it says so.
+    pub since: jiff::Timestamp,
 }
 
 /// The policy that a node judges by.

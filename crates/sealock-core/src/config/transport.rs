@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::value::ValueError;
+use super::value::{Element, Value, ValueError};
 
 /// What carries a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -46,8 +46,26 @@ impl FromStr for Transport {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let known = Self::ALL.iter().find(|it| it.word() == text);
         known.copied().ok_or_else(|| ValueError::Word {
-            given: text.to_owned(),
+            given: text.escape_default().take(80).collect(),
             known: "quic, tls, websocket",
         })
+    }
+}
+
+impl Value for Transport {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: ValueError| error.to_string())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Element for Transport {
+    const NOUN: &'static str = "transport";
+
+    fn unique(&self) -> String {
+        self.to_string()
     }
 }

@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 
 use super::document::{Document, Item, Problem, Tombstone, unknown_key};
 use super::origin::{Explained, Given, Origin};
+use super::transport::Transport;
 use super::unit::{Count, Span};
+use super::upstream::Upstream;
 use super::value::{AdminListen, Connect, Expose, LogFormat, LogLevel, StateDir, Value};
 use crate::address::HostPort;
 use crate::name::{AgentName, NodeName, TenantName, TrustDomain};
@@ -241,7 +243,7 @@ options! {
     relay_name: NodeName = "relay.name", Standard::Nothing("the name that the join token or the controller gives"),
         because "a name is chosen once, at joining",
         example "eu-1", "\"eu-1\"";
-    /// The UDP address at which agents reach the relay.
+    /// The address at which agents reach the relay, over UDP and over TCP at the same port.
     relay_listen: SocketAddr = "relay.listen", Standard::Value("0.0.0.0:7443"),
         because "agents come from anywhere; everything but joining needs a certificate",
         example "127.0.0.1:17443", "\"127.0.0.1:17443\"";
@@ -273,6 +275,14 @@ options! {
     agent_max_policy_age: PolicyAge = "agent.max_policy_age", Standard::Value("24h"),
         because "a controller may be down over a night, and a cut-off agent must not decide for ever",
         example "6h", "\"6h\"";
+    /// What may carry the agent's sessions: `quic`, `tls` and `websocket`, tried in this order and a little apart.
+    agent_transports: Vec<Transport> = "agent.transports", Standard::Value("quic,tls,websocket"),
+        because "the best one that gets through is used, and a better one again as soon as it does",
+        example "quic,tls", "[\"quic\", \"tls\"]";
+    /// The proxy towards the relays for what runs over TCP: `http://` or `socks5://`, with USER:PASSWORD@ if it wants a login.
+    agent_proxy: Upstream = "agent.proxy", Standard::Nothing("the one that HTTPS_PROXY or ALL_PROXY names, but for the hosts of NO_PROXY"),
+        because "most programs find their proxy there",
+        example "socks5://proxy.example:1080", "\"socks5://proxy.example:1080\"";
     /// The services that the agent provides: `[[agent.expose]]` with `service`, `target` and `labels`.
     agent_expose: Vec<Expose> = "agent.expose", Standard::Nothing("only what `sealock expose` adds"),
         because "nothing is offered that nobody named",

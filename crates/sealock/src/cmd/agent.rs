@@ -95,6 +95,7 @@ pub(crate) fn config(config: &Config, seat: Seat) -> anyhow::Result<AgentConfig>
         dir: places.agent(),
         relays: places.relays()?,
         kind,
+        ways: settings::ways(config)?,
         max_policy_age: config.agent.max_policy_age,
         socket,
         admin: None,

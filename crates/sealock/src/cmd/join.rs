@@ -28,8 +28,9 @@ pub(crate) async fn run(common: &Common, flags: Join) -> anyhow::Result<()> {
         refuse_joined(&dir)?;
     }
     refuse_running(&places).await?;
+    let ways = settings::ways(&config)?;
     let naming = naming(flags.name.or(config.agent.name).as_ref());
-    let id = join::join_agent(&token, naming, &dir).await;
+    let id = join::join_agent(&token, naming, &dir, &ways).await;
     let id = id.map_err(|error| explain(error, &token))?;
     forget_views(&dir)?;
     places.keep_relays(&token.addresses)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sealock_core::api::Method;
 use sealock_core::api::local::{self, StatusResponse};
 use sealock_core::api::status::{Show, ShowRequest, ShowResponse};
+use sealock_core::config::Transport;
 use sealock_core::identity::Role;
 use sealock_core::reason::Reason;
 use sealock_net::unix::{CallError, UnixClient};
@@ -159,6 +160,14 @@ fn show_controller(it: &ShowResponse) {
     ));
 }
 
+fn way(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Quic => "quic (UDP)",
+        Transport::Tls => "tls (TCP)",
+        Transport::Websocket => "websocket (TCP)",
+    }
+}
+
 fn show_agent(it: &StatusResponse) {
     print::line(&format!(
         "agent {}, version {}, since {}",
@@ -167,9 +176,11 @@ fn show_agent(it: &StatusResponse) {
         print::time(it.started)
     ));
     for session in &it.sessions {
+        let over = session.transport.map(|it| format!(" over {}", way(it)));
+        let over = over.unwrap_or_default();
         let state = match (session.up, session.rtt_ms, session.reason) {
-            (true, Some(rtt), _) => format!("up, round trip {rtt} ms"),
-            (true, None, _) => "up".to_owned(),
+            (true, Some(rtt), _) => format!("up{over}, round trip {rtt} ms"),
+            (true, None, _) => format!("up{over}"),
             (false, _, Some(reason)) => format!("down: {}", failure::words(reason)),
             (false, _, None) => "connecting".to_owned(),
         };
@@ -178,6 +189,13 @@ fn show_agent(it: &StatusResponse) {
             "  relay {}: {state}, since {since}",
             session.relay
         ));
+        for it in &session.passed_over {
+            let (since, because) = (print::time(it.since), &it.because);
+            print::line(&format!(
+                "    not over {}: {because}, since {since}",
+                it.transport
+            ));
+        }
     }
     match &it.policy {
         Some(policy) => print::line(&format!(

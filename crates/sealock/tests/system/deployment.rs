@@ -69,12 +69,19 @@ impl Deployment {
         let dir = self.state.path().join(name);
         if !dir.exists() {
             let token = token(&self.controller, Role::Agent, Some(name)).await?;
-            join::join_agent(&token, join::Naming::default(), &IdentityDir::open(&dir)?).await?;
+            join::join_agent(
+                &token,
+                join::Naming::default(),
+                &IdentityDir::open(&dir)?,
+                &Default::default(),
+            )
+            .await?;
         }
         let agent = sealock_agent::start(AgentConfig {
             dir,
             relays: vec![HostPort::from(self.relay.listen)],
             kind,
+            ways: Default::default(),
             max_policy_age: DAY,
             socket: None,
             admin: None,

@@ -73,7 +73,7 @@ async fn a_join_without_a_controller_fails_soon_and_says_why() -> Result<()> {
     };
     let dir = IdentityDir::open(world.state.path().join("new"))?;
     let began = Instant::now();
-    let outcome = join::join_agent(&token, Naming::default(), &dir).await;
+    let outcome = join::join_agent(&token, Naming::default(), &dir, &Default::default()).await;
     let reason = outcome.err().map(|error| error.reason());
     assert_eq!(reason, Some(Reason::ControllerUnreachable));
     assert!(began.elapsed() < Duration::from_secs(10));

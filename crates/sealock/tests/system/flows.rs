@@ -298,6 +298,7 @@ async fn an_agent_whose_relay_is_gone_says_so_in_seconds() -> Result<()> {
         dir: state.path().join("caller"),
         relays: vec![gone],
         kind: SessionKind::CallerOnly,
+        ways: Default::default(),
         max_policy_age: DAY,
         socket: None,
         admin: None,

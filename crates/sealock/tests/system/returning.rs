@@ -39,6 +39,7 @@ fn config(deployment: &Deployment, name: &str, relay: HostPort) -> AgentConfig {
         dir: deployment.state.path().join(name),
         relays: vec![relay],
         kind: SessionKind::Full,
+        ways: Default::default(),
         max_policy_age: DAY,
         socket: None,
         admin: None,

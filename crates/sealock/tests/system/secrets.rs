@@ -70,8 +70,8 @@ async fn no_secret_is_logged_at_trace_from_the_join_to_the_end_of_a_flow() -> Re
     let text = created.map_err(|error| anyhow::anyhow!("{error}"))?.text;
     let token: JoinToken = text.parse()?;
     let dir = IdentityDir::open(deployment.state.path().join("provider"))?;
-    join::join_agent(&token, Naming::default(), &dir).await?;
-    let spent = join::join_agent(&token, Naming::default(), &dir).await;
+    join::join_agent(&token, Naming::default(), &dir, &Default::default()).await?;
+    let spent = join::join_agent(&token, Naming::default(), &dir, &Default::default()).await;
     ensure!(spent.is_err(), "a token is good for one join");
     let provider = deployment.agent("provider", SessionKind::Full).await?;
     let caller = deployment.agent("caller", SessionKind::CallerOnly).await?;

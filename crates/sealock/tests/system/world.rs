@@ -167,6 +167,7 @@ impl World {
             dir,
             relays: vec![HostPort::from(relay)],
             kind,
+            ways: Default::default(),
             max_policy_age: DAY,
             socket: None,
             admin: None,
