@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{
-    Deployment, Family, Topology,
+    Begin, Deployment, Family, Topology,
     deployment::loopback,
     say, scene,
     traffic::{Received, StallRule, Transfer, TransferError},
@@ -214,10 +214,14 @@ fn trickle<'a>(lab: &'a mut Topology) -> Result<(Carrying<'a>, Wire, Vec<TcpStre
     // A relay refuses what it cannot open in time; that is not what is looked for here.
     const AT_ONCE: usize = 50;
     const STEADY: Duration = Duration::from_secs(30);
-    let (carrying, mut wire) = Carrying::start(lab, |it| {
-        let far = nats(it)?[1];
-        it.lab().rewire(&far.namespace, &it.net.ix, 22, "delay 5ms")
-    })?;
+    // An origin that hears nothing for longer than the scene lasts would end a stream by itself.
+    let rule = StallRule::silence(Duration::from_secs(300));
+    let (it, up) = Deployment::up(lab, Begin::Open)?;
+    let far = nats(&it)?[1];
+    let script = "delay 5ms";
+    let mut wire = it.lab().rewire(&far.namespace, &it.net.ix, 22, script)?;
+    let carried = Carried::start_with(&it, rule)?;
+    let carrying = Carrying { it, up, carried };
     let mut streams: Vec<TcpStream> = Vec::new();
     for first in (100..100 + STREAMS).step_by(AT_ONCE) {
         let begun = streams.len();
