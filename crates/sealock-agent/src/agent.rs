@@ -33,9 +33,10 @@ use sealock_proto::wire::SessionKind;
 use tokio::sync::{mpsc, watch};
 
 use crate::control;
+use crate::health;
 use crate::judge::{CallerJudge, ProviderJudge};
 use crate::listeners::{ListenError, Listeners};
-use crate::offers::{self, Offers};
+use crate::offers::{self, NewOffer, Offers};
 use crate::provide;
 
 /// What an agent needs.
@@ -217,11 +218,12 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         dialer: dialer.clone(),
         instance: rand::random(),
         kind: config.kind,
-        offers: offers.names(),
+        offers: offers.well(),
         offered: offered_in,
         renewed,
     });
     standing.spawn("session", keep_session);
+    standing.spawn("health", health::keep(offers.clone()));
 
     let owned = (config.kind == SessionKind::Full).then(|| dir.clone());
     let link = link(&sessions, &identity, &trust, owned);
@@ -583,10 +585,18 @@ impl AgentHandle {
         target: Target,
         labels: std::collections::BTreeMap<String, String>,
     ) -> bool {
-        self.parts
-            .offers
-            .add(service, target, labels, true)
-            .is_some()
+        self.offer(NewOffer {
+            service,
+            target,
+            labels,
+            check: None,
+        })
+    }
+
+    /// Offers a service as described until the agent stops; says whether the name was free in this agent.
+    #[must_use]
+    pub fn offer(&self, offer: NewOffer) -> bool {
+        self.parts.offers.add(offer, true).is_some()
     }
 
     /// Stops: offers of passing requests are taken back, then the session ends.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
 use sealock_core::api::local::{
-    Connect, ConnectRequest, ConnectedRow, Event, Expose, ExposeRequest, ExposedRow, PassedOverRow,
-    PolicyState, SessionRow, Status, StatusResponse, Withdraw, WithdrawResponse,
+    Connect, ConnectRequest, ConnectedRow, Event, Expose, ExposeRequest, ExposedRow, HealthRow,
+    PassedOverRow, PolicyState, SessionRow, Status, StatusResponse, Withdraw, WithdrawResponse,
 };
 use sealock_core::api::{ApiError, Method};
+use sealock_core::check::{Check, Health, Standing};
 use sealock_core::reason::Reason;
 use sealock_net::session::{SessionStatus, State};
 use sealock_net::task::Scope;
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::agent::Parts;
 use crate::listeners::ListenerGuard;
-use crate::offers::{OfferGuard, OfferState};
+use crate::offers::{NewOffer, OfferGuard, OfferState};
 
 /// Serves the interface until the scope ends.
 pub(crate) fn serve(listener: PrivateListener, parts: Parts, stays: bool, scope: &Scope) {
@@ -156,7 +157,21 @@ fn exposed_row(
         target: offer.target,
         registered,
         reason,
+        health: offer.health.as_ref().map(health_row),
         detached: offer.detached,
+    }
+}
+
+fn health_row((check, health): &(Check, Health)) -> HealthRow {
+    let (well, why) = match health.standing() {
+        Standing::Unknown => (None, None),
+        Standing::Well => (Some(true), None),
+        Standing::Ill(why) => (Some(false), Some(why.to_string())),
+    };
+    HealthRow {
+        check: check.probe.to_string(),
+        well,
+        why,
     }
 }
 
@@ -186,9 +201,16 @@ fn expose_events(
         service,
         target,
         labels,
+        check,
         detached,
     } = request;
-    let added = parts.offers.add(service.clone(), target, labels, detached);
+    let offer = NewOffer {
+        service: service.clone(),
+        target,
+        labels,
+        check,
+    };
+    let added = parts.offers.add(offer, detached);
     let guard = added.ok_or_else(|| {
         ApiError::new(format!("this agent exposes `{service}` already")).with_hint(
             "choose another name with --as, or end the other one: `sealock status` lists them",

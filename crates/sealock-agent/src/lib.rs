@@ -5,6 +5,7 @@
 
 mod agent;
 mod control;
+mod health;
 mod judge;
 mod listeners;
 mod offers;
@@ -12,3 +13,4 @@ mod provide;
 
 pub use agent::{AgentConfig, AgentHandle, ControlSocket, StartError, start};
 pub use listeners::ListenError;
+pub use offers::NewOffer;

@@ -1,7 +1,8 @@
 //! What the agent offers: a table of services and the programs behind them, and its registration at the controller.
 //!
 //! The table is the truth; the session to the relay and the registration follow it. An offer works when the controller
-//! has accepted it; until then, and after a refusal, its state says why not.
+//! has accepted it; until then, and after a refusal, its state says why not. An offer whose check fails stays registered,
+//! and keeps its flows, but relays do not hear of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,10 +10,24 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sealock_core::address::Target;
+use sealock_core::check::{Check, CheckFailure, Health, Standing};
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_net::link::Link;
 use tokio::sync::watch;
+
+/// What to offer, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewOffer {
+    /// The service's name.
+    pub service: ServiceName,
+    /// The program behind it.
+    pub target: Target,
+    /// What rules may know of it.
+    pub labels: BTreeMap<String, String>,
+    /// What tells whether the program is well; none: it always counts as well.
+    pub check: Option<Check>,
+}
 
 /// A service and the program behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +37,27 @@ pub(crate) struct Offer {
     /// Whether it outlives the request that asked for it.
     pub(crate) detached: bool,
     pub(crate) state: OfferState,
+    /// Its check and what that says so far.
+    pub(crate) health: Option<(Check, Health)>,
     /// Tells an offer from a later one of the same name.
     number: u64,
+}
+
+impl Offer {
+    /// Whether relays may hear of it.
+    fn is_well(&self) -> bool {
+        let health = self.health.as_ref();
+        health.is_none_or(|(_, health)| health.standing() == Standing::Well)
+    }
+}
+
+/// An offer that has a check.
+#[derive(Debug, Clone)]
+pub(crate) struct Checked {
+    pub(crate) number: u64,
+    pub(crate) check: Check,
+    pub(crate) target: Target,
+    service: ServiceName,
 }
 
 /// How far an offer is.
@@ -47,6 +81,8 @@ pub(crate) struct Offers {
 struct Inner {
     table: Mutex<Table>,
     names: watch::Sender<BTreeSet<ServiceName>>,
+    /// Those that are well.
+    well: watch::Sender<BTreeSet<ServiceName>>,
     /// Counts every change, of the table or of a state.
     changes: watch::Sender<u64>,
 }
@@ -75,19 +111,26 @@ impl Drop for OfferGuard {
 
 impl Offers {
     pub(crate) fn new() -> Self {
-        let (names, _) = watch::channel(BTreeSet::new());
+        let names = watch::Sender::default();
+        let well = watch::Sender::default();
         let (changes, _) = watch::channel(0);
         let table = Mutex::default();
         Self {
             inner: Arc::new(Inner {
                 table,
                 names,
+                well,
                 changes,
             }),
         }
     }
 
-    /// The names, now and later, for the session.
+    /// The names of what is well, now and later, for the session.
+    pub(crate) fn well(&self) -> watch::Receiver<BTreeSet<ServiceName>> {
+        self.inner.well.subscribe()
+    }
+
+    /// Every name, now and later, for the controller.
     pub(crate) fn names(&self) -> watch::Receiver<BTreeSet<ServiceName>> {
         self.inner.names.subscribe()
     }
@@ -98,13 +141,13 @@ impl Offers {
     }
 
     /// Adds an offer; `None` when the name is offered already.
-    pub(crate) fn add(
-        &self,
-        name: ServiceName,
-        target: Target,
-        labels: BTreeMap<String, String>,
-        detached: bool,
-    ) -> Option<OfferGuard> {
+    pub(crate) fn add(&self, offer: NewOffer, detached: bool) -> Option<OfferGuard> {
+        let NewOffer {
+            service: name,
+            target,
+            labels,
+            check,
+        } = offer;
         let mut table = self.inner.table.lock();
         if table.offers.contains_key(&name) {
             return None;
@@ -112,6 +155,10 @@ impl Offers {
         table.next += 1;
         let number = table.next;
         let state = OfferState::Waiting(None);
+        let health = check.map(|check| {
+            let health = Health::new(&check);
+            (check, health)
+        });
         table.offers.insert(
             name.clone(),
             Offer {
@@ -119,6 +166,7 @@ impl Offers {
                 labels,
                 detached,
                 state,
+                health,
                 number,
             },
         );
@@ -147,9 +195,75 @@ impl Offers {
 
     fn publish(&self, table: parking_lot::MutexGuard<'_, Table>) {
         let names = table.offers.keys().cloned().collect();
-        drop(table);
+        // Within the lock, so that no older list comes after a newer one.
         self.inner.names.send_replace(names);
+        self.publish_well(&table);
+        drop(table);
         self.inner.changes.send_modify(|count| *count += 1);
+    }
+
+    fn publish_well(&self, table: &Table) {
+        let well = table.offers.iter().filter(|(_, offer)| offer.is_well());
+        let well: BTreeSet<ServiceName> = well.map(|(name, _)| name.clone()).collect();
+        self.inner.well.send_if_modified(|known| {
+            let changed = *known != well;
+            *known = well;
+            changed
+        });
+    }
+
+    /// The checked offers that came after the one of this number.
+    pub(crate) fn checked_since(&self, number: u64) -> Vec<Checked> {
+        let table = self.inner.table.lock();
+        let later = table
+            .offers
+            .iter()
+            .filter(|(_, offer)| offer.number > number);
+        let checked = |(service, offer): (&ServiceName, &Offer)| {
+            let (check, _) = offer.health.as_ref()?;
+            Some(Checked {
+                number: offer.number,
+                check: check.clone(),
+                target: offer.target.clone(),
+                service: service.clone(),
+            })
+        };
+        later.filter_map(checked).collect()
+    }
+
+    /// Whether this offer is still there.
+    pub(crate) fn has(&self, checked: &Checked) -> bool {
+        let table = self.inner.table.lock();
+        let offer = table.offers.get(&checked.service);
+        offer.is_some_and(|offer| offer.number == checked.number)
+    }
+
+    /// Enters a result of an offer's check; says whether the offer is still there.
+    pub(crate) fn take_result(&self, checked: &Checked, result: Result<(), CheckFailure>) -> bool {
+        let mut table = self.inner.table.lock();
+        let offer = table.offers.get_mut(&checked.service);
+        let Some(offer) = offer.filter(|offer| offer.number == checked.number) else {
+            return false;
+        };
+        let Some((_, health)) = &mut offer.health else {
+            return false;
+        };
+        let before = health.standing();
+        health.handle_result(result);
+        let after = health.standing();
+        if after == before {
+            return true;
+        }
+        self.publish_well(&table);
+        drop(table);
+        let service = &checked.service;
+        match after {
+            Standing::Ill(why) => tracing::warn!(%service, %why, "taken back: its check fails"),
+            Standing::Well => tracing::info!(%service, "offered: its check passes"),
+            Standing::Unknown => {}
+        }
+        self.inner.changes.send_modify(|count| *count += 1);
+        true
     }
 
     /// The program behind a service that is offered, whether the controller has accepted it or not: callers open only

@@ -20,6 +20,7 @@
 //! | *option*, *layer* | a setting of a node; one place in which settings are said: file, environment, flags, defaults |
 //! | *reason* | why a flow ended or never began |
 //! | *service* | a name in a tenant that agents provide and others open |
+//! | *check*, *probe* | what tells whether the program behind a service is well; one way of trying it |
 //! | *provider*, *caller* | the agent that serves a service, the agent that opens it |
 //! | *view* | all that a tenant's nodes know of it: rules, services, agents, revocations; signed |
 //! | *tenant* | a closed world of names; nothing is visible from one to another |
@@ -27,6 +28,7 @@
 
 pub mod address;
 pub mod api;
+pub mod check;
 pub mod config;
 pub mod fact;
 pub mod identity;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sealock_core::address::{HostPort, Target};
+use sealock_core::check::{Check, Interval, Patience, Probe, Threshold};
 use sealock_core::config::Flag;
 use sealock_core::config::unit::Span;
 use sealock_core::name::{AgentName, GroupName, ServiceName};
@@ -165,9 +166,39 @@ pub(crate) struct Expose {
     /// What rules may know of it; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub(crate) labels: Vec<Label>,
+    /// Offer it only while a check passes: tcp, http:/path (answers 2xx) or "command:PROGRAM ARGUMENTS" (ends with 0)
+    #[arg(long, value_name = "CHECK")]
+    pub(crate) check: Option<Probe>,
+    /// Between two tries of the check [default: 5s]
+    #[arg(long, value_name = "DURATION", requires = "check")]
+    pub(crate) check_interval: Option<Interval>,
+    /// How long one try may take [default: 2s]
+    #[arg(long, value_name = "DURATION", requires = "check")]
+    pub(crate) check_timeout: Option<Patience>,
+    /// How many passes in a row bring it back [default: 2]
+    #[arg(long, value_name = "COUNT", requires = "check")]
+    pub(crate) check_rise: Option<Threshold>,
+    /// How many failures in a row take it back [default: 3]
+    #[arg(long, value_name = "COUNT", requires = "check")]
+    pub(crate) check_fall: Option<Threshold>,
     /// Leave it to the running agent and return
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+impl Expose {
+    /// The check that the flags ask for.
+    pub(crate) fn check(&self) -> Option<Check> {
+        let usual = Check::new(self.check.clone()?);
+        let (interval, timeout) = (self.check_interval, self.check_timeout);
+        Some(Check {
+            interval: interval.map_or(usual.interval, Interval::duration),
+            timeout: timeout.map_or(usual.timeout, Patience::duration),
+            rise: self.check_rise.map_or(usual.rise, Threshold::number),
+            fall: self.check_fall.map_or(usual.fall, Threshold::number),
+            ..usual
+        })
+    }
 }
 
 /// Flags of `sealock connect`.

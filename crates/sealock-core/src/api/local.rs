@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method;
 use crate::address::{HostPort, Target};
+use crate::check::Check;
 use crate::config::Transport;
 use crate::identity::SpiffeId;
 use crate::name::ServiceName;
@@ -116,8 +117,21 @@ pub struct ExposedRow {
     pub registered: Option<bool>,
     /// Why the controller did not accept it, when it did not.
     pub reason: Option<Reason>,
+    /// What its check says, when it has one. Only what is well is offered at the relays.
+    pub health: Option<HealthRow>,
     /// Whether it outlives the request that asked for it.
     pub detached: bool,
+}
+
+/// What the check of an offer says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthRow {
+    /// The check, as it was written.
+    pub check: String,
+    /// Whether the program is well; `None` before the first result.
+    pub well: Option<bool>,
+    /// Why not, in words, when it is not.
+    pub why: Option<String>,
 }
 
 /// A service that the agent listens for.
@@ -142,6 +156,9 @@ pub struct ExposeRequest {
     /// What is said of it.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What tells whether the program is well; none: it always counts as well.
+    #[serde(default)]
+    pub check: Option<Check>,
     /// Whether it outlives this request.
     #[serde(default)]
     pub detached: bool,

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use super::document::{Document, Item, Problem, Section};
 use super::unit::{Count, Span};
 use crate::address::{HostPort, Target};
+use crate::check::{Check, Interval, Patience, Threshold};
 use crate::name::{AgentName, NodeName, ServiceName, TenantName, TrustDomain};
 
 /// What an option holds.
@@ -300,6 +301,8 @@ pub struct Expose {
     pub target: Target,
     /// What rules may know of it.
     pub labels: BTreeMap<String, String>,
+    /// What tells whether the program is well: `check`, `check_interval`, `check_timeout`, `check_rise`, `check_fall`.
+    pub check: Option<Check>,
 }
 
 impl Value for Expose {
@@ -310,21 +313,24 @@ impl Value for Expose {
             service,
             target,
             labels: BTreeMap::new(),
+            check: None,
         })
     }
 
     fn from_item(document: &mut Document<'_>, item: &Item<'_>, key: &str) -> Option<Self> {
         let section = section(document, item, key)?;
-        section.only(document, &["service", "target", "labels"], &[]);
+        section.only(document, &EXPOSE_KEYS, &[]);
         let service = section.need(document, "service");
         let service = service.and_then(|it| document.parsed(it, "service"));
         let target = section.need(document, "target");
         let target = target.and_then(|it| document.parsed(it, "target"));
         let labels = section.labels(document, "labels");
+        let check = check(document, &section);
         Some(Self {
             service: service?,
             target: target?,
             labels,
+            check,
         })
     }
 
@@ -339,6 +345,45 @@ impl Element for Expose {
     fn unique(&self) -> String {
         self.service.to_string()
     }
+}
+
+const EXPOSE_KEYS: [&str; 8] = [
+    "service",
+    "target",
+    "labels",
+    "check",
+    "check_interval",
+    "check_timeout",
+    "check_rise",
+    "check_fall",
+];
+
+/// The check of an offer, where there is one; times without a check are noted as lacking it.
+fn check(document: &mut Document<'_>, section: &Section<'_, '_>) -> Option<Check> {
+    let details = EXPOSE_KEYS.iter().filter(|key| key.starts_with("check_"));
+    let probe = if details.into_iter().any(|key| section.get(key).is_some()) {
+        section.need(document, "check")
+    } else {
+        section.get("check")
+    };
+    let mut check = Check::new(document.parsed(probe?, "check")?);
+    if let Some(item) = section.get("check_interval") {
+        check.interval = document
+            .parsed::<Interval>(item, "check_interval")?
+            .duration();
+    }
+    if let Some(item) = section.get("check_timeout") {
+        check.timeout = document
+            .parsed::<Patience>(item, "check_timeout")?
+            .duration();
+    }
+    if let Some(item) = section.get("check_rise") {
+        check.rise = Threshold::from_item(document, item, "check_rise")?.number();
+    }
+    if let Some(item) = section.get("check_fall") {
+        check.fall = Threshold::from_item(document, item, "check_fall")?.number();
+    }
+    Some(check)
 }
 
 /// A local port through which programs beside this agent open a service.

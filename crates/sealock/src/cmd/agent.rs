@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sealock_agent::{AgentConfig, AgentHandle, ControlSocket};
+use sealock_agent::{AgentConfig, AgentHandle, ControlSocket, NewOffer};
 use sealock_core::address::Target;
 use sealock_core::api::agent::{List, ListRequest, Revoke, RevokeRequest};
 use sealock_core::api::default_tenant;
@@ -32,9 +32,14 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
     };
     let agent = sealock_agent::start(full).await?;
     for offer in &config.agent.expose {
-        let (service, target) = (offer.service.clone(), offer.target.clone());
+        let new = NewOffer {
+            service: offer.service.clone(),
+            target: offer.target.clone(),
+            labels: offer.labels.clone(),
+            check: offer.check.clone(),
+        };
         // The configuration holds each name once, and nobody else could offer yet.
-        if !agent.expose(service, target, offer.labels.clone()) {
+        if !agent.offer(new) {
             tracing::warn!(service = %offer.service, "this service is offered already");
         }
     }

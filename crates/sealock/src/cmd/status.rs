@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use sealock_core::api::Method;
-use sealock_core::api::local::{self, StatusResponse};
+use sealock_core::api::local::{self, HealthRow, StatusResponse};
 use sealock_core::api::status::{Show, ShowRequest, ShowResponse};
 use sealock_core::config::Transport;
 use sealock_core::identity::Role;
@@ -207,7 +207,7 @@ fn show_agent(it: &StatusResponse) {
     }
     for row in &it.exposed {
         let state = match (row.registered, row.reason) {
-            (Some(true), _) => "offered".to_owned(),
+            (Some(true), _) => health(row.health.as_ref()),
             (Some(false), Some(reason)) => format!("refused: {}", failure::words(reason)),
             (Some(false), None) => "refused".to_owned(),
             (None, Some(reason)) => format!("waiting: {}", failure::words(reason)),
@@ -229,6 +229,19 @@ fn show_agent(it: &StatusResponse) {
         "  {} live flow(s); its certificate ends {expires}",
         it.flows
     ));
+}
+
+/// How an accepted offer is, as its check tells.
+fn health(row: Option<&HealthRow>) -> String {
+    match row.map(|row| (row.well, row)) {
+        None => "offered".to_owned(),
+        Some((Some(true), row)) => format!("offered, check {} passes", row.check),
+        Some((Some(false), row)) => {
+            let why = row.why.as_deref().unwrap_or("no result");
+            format!("taken back: check {} fails: {why}", row.check)
+        }
+        Some((None, row)) => format!("waiting for check {}", row.check),
+    }
 }
 
 /// For probes of service managers: no words unless something is missing.

@@ -6,6 +6,7 @@ mod evil_peer;
 mod evil_relay;
 mod faults;
 mod flows;
+mod providers;
 mod resume;
 mod returning;
 mod secrets;

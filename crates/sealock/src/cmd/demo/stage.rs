@@ -171,6 +171,7 @@ impl Agent {
         let request = local::ExposeRequest {
             service: service.parse()?,
             target: Target::Tcp(target.into()),
+            check: None,
             labels: Default::default(),
             detached: true,
         };

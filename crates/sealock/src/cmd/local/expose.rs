@@ -30,6 +30,7 @@ pub(crate) async fn run(common: &Common, flags: Expose) -> anyhow::Result<()> {
         labels: labels
             .map(|label| (label.key().to_owned(), label.value().to_owned()))
             .collect(),
+        check: flags.check(),
         detached: flags.detach,
     };
     let mut host = None;
