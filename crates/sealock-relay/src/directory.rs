@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use sealock_core::identity::AgentId;
-use sealock_core::name::ServiceName;
+use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
 use sealock_core::view::View;
 use sealock_flow::outlet::session::Provider;
@@ -180,19 +180,27 @@ impl Directory {
         }
     }
 
-    /// The connected agents that offer the service and may, by the view; another one first each time.
+    /// The connected agents that offer the service and may, by the view; another one first each time. Who holds a stream's
+    /// other end is among them even when it offers the service no more: the stream was opened while it did.
     #[must_use]
-    pub(crate) fn providers(&self, view: &View, service: &ServiceName) -> Vec<Provider> {
+    pub(crate) fn providers(
+        &self,
+        view: &View,
+        service: &ServiceName,
+        holder: Option<&AgentName>,
+    ) -> Vec<Provider> {
         let Some(known) = view.service(service) else {
             return Vec::new();
         };
         let sessions = self.inner.sessions.lock();
         let tenant = &view.head.tenant;
-        let id = |name: &sealock_core::name::AgentName| AgentId {
+        let id = |name: &AgentName| AgentId {
             tenant: tenant.clone(),
             name: name.clone(),
         };
-        let offering = |live: &&Arc<Live>| live.offers.lock().contains(service);
+        let offering = |live: &&Arc<Live>| {
+            holder == Some(&live.agent.name) || live.offers.lock().contains(service)
+        };
         let mut found: Vec<Arc<Live>> = known
             .providers
             .iter()

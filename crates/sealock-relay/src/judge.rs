@@ -34,7 +34,7 @@ impl Judge for RelayJudge {
         let holder = leg.and_then(|leg| leg.provider.as_ref());
         let ways: Vec<Way> = self
             .directory
-            .providers(&view, &facts.service.value)
+            .providers(&view, &facts.service.value, holder)
             .into_iter()
             .filter(|provider| holder.is_none_or(|holder| provider.agent.name == *holder))
             .map(Way::Provider)
