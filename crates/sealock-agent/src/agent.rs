@@ -9,12 +9,12 @@ use prometheus_client::registry::Registry;
 use sealock_core::address::{HostPort, Target};
 use sealock_core::fact::{Fact, Facts, Source};
 use sealock_core::identity::{AgentId, SpiffeId};
-use sealock_core::name::ServiceName;
+use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
 use sealock_flow::audit::{self, Audit};
 use sealock_flow::hop::{self, Hop, REJUDGE_EVERY};
 use sealock_flow::inlet;
-use sealock_flow::live::LiveFlows;
+use sealock_flow::live::{LiveFlow, LiveFlows};
 use sealock_flow::meter::Meter;
 use sealock_flow::outlet::session::ServiceOutlet;
 use sealock_net::admin::{self, AdminError};
@@ -24,6 +24,7 @@ use sealock_net::identity::{IdentityDir, IdentityStore, LoadError, Svid, Trust, 
 use sealock_net::link::{Link, RenewError, WayBack};
 use sealock_net::node_api::NodeClient;
 use sealock_net::recover::{RecoverError, recover_agent};
+use sealock_net::relays::RelayList;
 use sealock_net::session::{self, Dialer, Plan, SessionConfig, Sessions, State, Ways};
 use sealock_net::task::Scope;
 use sealock_net::transport::Settings;
@@ -31,6 +32,7 @@ use sealock_net::unix::{BindError, PrivateListener};
 use sealock_net::views::ViewStore;
 use sealock_proto::wire::SessionKind;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::control;
 use crate::health;
@@ -44,8 +46,10 @@ use crate::provide;
 pub struct AgentConfig {
     /// Its state: identity, views, where its relays are.
     pub dir: PathBuf,
-    /// The relays, tried in turn.
+    /// The relays that its token named; the controller tells of others.
     pub relays: Vec<HostPort>,
+    /// Where it is, as its operator calls it: relays of the same region come first.
+    pub region: Option<Region>,
     /// Whether it offers services too, or only opens them.
     pub kind: SessionKind,
     /// By which ways relays are reached.
@@ -166,6 +170,7 @@ pub struct AgentHandle {
     link: Link,
     generation: u64,
     ways: Ways,
+    farewell: CancellationToken,
     /// Flows and streams, which are given time to end.
     flows: Scope,
     /// What goes on for as long as the agent does.
@@ -213,14 +218,20 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     let offers = Offers::new();
     let (offered_in, offered) = mpsc::channel(OFFERED_LIMIT);
     let (renewed_in, renewed) = watch::channel(());
+    let relays = relay_list(&config);
+    let farewell = CancellationToken::new();
     let (sessions, keep_session) = session::maintain(SessionConfig {
         relays: config.relays.clone(),
+        list: relays.clone(),
+        region: config.region.clone(),
         dialer: dialer.clone(),
+        identity: identity.clone(),
         instance: rand::random(),
         kind: config.kind,
         offers: offers.well(),
         offered: offered_in,
         renewed,
+        farewell: farewell.clone(),
     });
     standing.spawn("session", keep_session);
     standing.spawn("health", health::keep(offers.clone()));
@@ -260,7 +271,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         follow_policy(caller.clone(), provider, views.clone(), offers.clone()),
     );
     standing.spawn("renewed", tell_renewals(link.clone(), renewed_in));
-    let generation = spawn_link(&config, &standing, &link, &parts);
+    let generation = spawn_link(&config, &standing, &link, (&parts, &relays));
     if let Some(socket) = &config.socket {
         let listener = PrivateListener::bind(socket.path.clone())?;
         control::serve(listener, parts.clone(), socket.stays, &standing);
@@ -274,6 +285,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         link,
         generation,
         ways,
+        farewell,
         flows,
         standing,
     })
@@ -401,9 +413,25 @@ async fn tell_renewals(link: Link, renewed: watch::Sender<()>) {
     }
 }
 
-fn spawn_link(config: &AgentConfig, scope: &Scope, link: &Link, parts: &Parts) -> u64 {
-    let (watcher, views) = (link.clone(), parts.views.clone());
-    scope.spawn("views", async move { watcher.keep_views(&views).await });
+/// The relays that the controller told last. A program beside the agent looks at the agent's own list.
+fn relay_list(config: &AgentConfig) -> RelayList {
+    let path = config.dir.join("known-relays.json");
+    match config.kind {
+        SessionKind::Full => RelayList::open(&path),
+        SessionKind::CallerOnly => RelayList::look_at(&path),
+    }
+}
+
+fn spawn_link(
+    config: &AgentConfig,
+    scope: &Scope,
+    link: &Link,
+    (parts, relays): (&Parts, &RelayList),
+) -> u64 {
+    let (watcher, views, relays) = (link.clone(), parts.views.clone(), relays.clone());
+    scope.spawn("views", async move {
+        watcher.keep_views(&views, &relays).await;
+    });
     let renewer = link.clone();
     scope.spawn("renewal", async move { renewer.keep_identity().await });
     let (reporter, audit) = (link.clone(), parts.caller.audit.clone());
@@ -457,6 +485,8 @@ async fn serve_admin(
 
 /// How long a refusal by kept policy waits for the controller's word.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
+/// How often an agent that drains looks whether it is done.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the last packets may take to leave.
 const CLOSE_GRACE: Duration = Duration::from_millis(300);
 /// How long flows may go on after the agent was asked to stop.
@@ -597,6 +627,39 @@ impl AgentHandle {
     #[must_use]
     pub fn offer(&self, offer: NewOffer) -> bool {
         self.parts.offers.add(offer, true).is_some()
+    }
+
+    /// Takes nothing new, waits until nothing flows any more, at the latest until `grace` is over, and stops. What still
+    /// flows then is reset with `DRAINING`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the agent.
+    pub async fn drain(self, grace: Duration) {
+        // Relays offer nothing more, and nobody here can open: what runs goes on.
+        self.farewell.cancel();
+        self.parts.listeners.clear();
+        self.empty(grace).await;
+        for flow in self.live() {
+            flow.revoke(Reason::Draining);
+        }
+        self.empty(CLOSE_GRACE).await;
+        self.stop().await;
+    }
+
+    fn live(&self) -> Vec<Arc<LiveFlow>> {
+        let mut all = self.parts.caller.live.list();
+        all.extend(self.parts.provider.live.list());
+        all
+    }
+
+    /// Waits until nothing flows, or `limit` is over.
+    async fn empty(&self, limit: Duration) {
+        let nothing = async {
+            while !(self.parts.caller.live.is_empty() && self.parts.provider.live.is_empty()) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(limit, nothing).await.ok();
     }
 
     /// Stops: offers of passing requests are taken back, then the session ends.

@@ -75,12 +75,7 @@ fn state_of(parts: &Parts) -> StatusResponse {
         identity: parts.id.clone(),
         certificate_expires: expires,
         started: parts.started,
-        sessions: parts
-            .sessions
-            .statuses()
-            .into_iter()
-            .map(|status| session_row(parts, status))
-            .collect(),
+        sessions: session_rows(parts),
         policy: view.map(|view| PolicyState {
             version: view.head.version,
             confirmed: view.head.issued_at,
@@ -96,7 +91,17 @@ fn state_of(parts: &Parts) -> StatusResponse {
     }
 }
 
-fn session_row(parts: &Parts, status: SessionStatus) -> SessionRow {
+fn session_rows(parts: &Parts) -> Vec<SessionRow> {
+    let statuses = parts.sessions.statuses().into_iter();
+    // The best one for a new leg comes first, when there is one.
+    let is_preferred = |at: usize| at == 0 && matches!(parts.sessions.state(), State::Up(_));
+    statuses
+        .enumerate()
+        .map(|(at, status)| session_row(parts, status, is_preferred(at)))
+        .collect()
+}
+
+fn session_row(parts: &Parts, status: SessionStatus, preferred: bool) -> SessionRow {
     let (up, reason, rtt, transport) = match &status.state {
         State::Up(session) => (true, None, session.rtt(), Some(session.transport())),
         State::Connecting { last } => (false, *last, None, None),
@@ -105,6 +110,7 @@ fn session_row(parts: &Parts, status: SessionStatus) -> SessionRow {
     let passed_over = passed_over.unwrap_or_default().into_iter();
     SessionRow {
         relay: status.relay,
+        preferred,
         up,
         since: status.since,
         reason,

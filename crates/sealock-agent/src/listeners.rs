@@ -115,6 +115,11 @@ impl Listeners {
         (before - table.entries.len()) as u64
     }
 
+    /// Ends every listener; their flows go on.
+    pub(crate) fn clear(&self) {
+        self.inner.lock().entries.clear();
+    }
+
     /// Whether the listener of this guard is still there.
     pub(crate) fn has(&self, guard: &ListenerGuard) -> bool {
         self.inner.lock().entries.contains_key(&guard.number)

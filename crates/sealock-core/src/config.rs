@@ -28,7 +28,7 @@ pub use self::upstream::{Upstream, UpstreamError, UpstreamKind, Upstreams};
 pub use self::value::{AdminListen, Connect, Expose, LogFormat, LogLevel, StateDir, ValueError};
 use crate::address::HostPort;
 use crate::identity::Role;
-use crate::name::{AgentName, NodeName, TenantName, TrustDomain};
+use crate::name::{AgentName, NodeName, Region, TenantName, TrustDomain};
 
 /// The configuration that runs.
 #[derive(Debug, Clone)]
@@ -128,6 +128,10 @@ pub struct RelayConfig {
     pub max_sessions: u32,
     /// How many streams one session may have open at once.
     pub max_streams_per_session: u32,
+    /// How long what flows may go on after it was asked to stop.
+    pub drain_time: Duration,
+    /// Where it is, as its operator calls it.
+    pub region: Option<Region>,
 }
 
 /// The agent's part.
@@ -141,6 +145,10 @@ pub struct AgentConfig {
     pub transports: Vec<Transport>,
     /// The proxy to the relays; without one the environment names it.
     pub proxy: Option<Upstream>,
+    /// How long what flows may go on after it was asked to stop.
+    pub drain_time: Duration,
+    /// Where it is, as its operator calls it.
+    pub region: Option<Region>,
     /// The services that it provides.
     pub expose: Vec<Expose>,
     /// The local ports that lead to services.
@@ -193,12 +201,16 @@ impl Config {
                 max_policy_age: must(typed.relay_max_policy_age).duration(),
                 max_sessions: must(typed.relay_max_sessions).number(),
                 max_streams_per_session: must(typed.relay_max_streams_per_session).number(),
+                drain_time: must(typed.relay_drain_time).duration(),
+                region: typed.relay_region.map(|it| it.value),
             },
             agent: AgentConfig {
                 name: typed.agent_name.map(|it| it.value),
                 max_policy_age: must(typed.agent_max_policy_age).duration(),
                 transports: must(typed.agent_transports),
                 proxy: typed.agent_proxy.map(|it| it.value),
+                drain_time: must(typed.agent_drain_time).duration(),
+                region: typed.agent_region.map(|it| it.value),
                 expose: list(typed.agent_expose),
                 connect: list(typed.agent_connect),
             },

@@ -163,6 +163,10 @@ name! {
     NodeName, "node name", dotted: false
 }
 name! {
+    /// A part of the world, as its operator calls it: relays and agents of one region are near each other.
+    Region, "region", dotted: false
+}
+name! {
     /// A set of agents or users that a rule can speak of at once.
     GroupName, "group name", dotted: false
 }

@@ -1,6 +1,7 @@
 //! A flow at its first moment: where it came in, what is known of it, and the side that waits for an answer.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sealock_core::fact::Facts;
@@ -9,7 +10,7 @@ use sealock_core::reason::Reason;
 use sealock_net::e2e::Caller;
 use sealock_net::transport::BiStream;
 use sealock_proto::stream::Epoch;
-use sealock_proto::wire::{Message, StreamId};
+use sealock_proto::wire::{Message, StreamId, Voucher};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::io::Io;
@@ -23,6 +24,8 @@ pub enum InletKind {
     Stdio,
     /// An open that came over a session.
     Session,
+    /// An open that another relay passed on.
+    Peer,
 }
 
 impl InletKind {
@@ -33,6 +36,7 @@ impl InletKind {
             Self::Port => "port",
             Self::Stdio => "stdio",
             Self::Session => "session",
+            Self::Peer => "peer",
         }
     }
 }
@@ -59,6 +63,35 @@ pub struct LegHead {
     pub epoch: Epoch,
     /// For a leg after the first: the agent that holds the stream's other end.
     pub provider: Option<AgentName>,
+    /// At the relay that the caller is at: the caller's word for that, for passing the leg on to another relay. A leg
+    /// that was passed on has none, so it goes no further.
+    pub vouched: Option<Arc<Vouched>>,
+}
+
+/// A caller's word for being at a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vouched {
+    /// The caller's process.
+    pub instance: [u8; 16],
+    /// Its word.
+    pub voucher: Voucher,
+}
+
+impl Arrival {
+    /// The same arrival, which came in here.
+    #[must_use]
+    pub fn over(self, inlet: InletKind) -> Self {
+        Self { inlet, ..self }
+    }
+
+    /// The same arrival, whose leg may be passed on to another relay.
+    #[must_use]
+    pub fn vouched(mut self, vouched: Option<Arc<Vouched>>) -> Self {
+        if let Some(leg) = &mut self.leg {
+            leg.vouched = vouched;
+        }
+        self
+    }
 }
 
 /// The side that a flow came from. It is answered exactly once: accepted or refused, both of which consume it.

@@ -37,7 +37,9 @@ pub struct Decision {
 }
 
 impl Decision {
-    pub(crate) fn new(facts: &Facts, rule: Option<RuleId>, refusal: Option<Reason>) -> Self {
+    /// Of a flow with these facts, by this rule or refused for this reason.
+    #[must_use]
+    pub fn new(facts: &Facts, rule: Option<RuleId>, refusal: Option<Reason>) -> Self {
         Self {
             at: jiff::Timestamp::now(),
             tenant: facts.tenant.clone(),

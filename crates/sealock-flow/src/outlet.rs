@@ -28,6 +28,8 @@ pub enum Way {
     Service(Arc<session::ServiceOutlet>),
     /// At a relay: the session of an agent that provides the service.
     Provider(session::Provider),
+    /// At a relay: another relay that a provider is at.
+    Peer(session::PeerRelay),
     /// To a TCP listener.
     Direct(HostPort),
     /// To a unix stream socket.
@@ -42,6 +44,7 @@ impl Way {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Service(_) | Self::Provider(_) => "session",
+            Self::Peer(_) => "peer",
             Self::Direct(_) => "direct",
             Self::Unix(_) => "unix",
             Self::Refuse(_) => "refuse",
@@ -145,6 +148,7 @@ async fn open_way(way: &Way, opening: &mut Opening<'_>) -> Result<Io, Reason> {
     match way {
         Way::Service(outlet) => outlet.open(opening).await,
         Way::Provider(provider) => session::forward(provider, opening).await,
+        Way::Peer(peer) => session::hand_over(peer, opening).await,
         Way::Direct(address) => direct::open(address).await.map(Io::Tcp),
         Way::Unix(path) => unix::open(path).await.map(Io::Unix),
         Way::Refuse(reason) => Err(*reason),

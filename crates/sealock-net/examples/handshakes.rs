@@ -60,6 +60,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             protocol: PROTOCOL_VERSION,
             instance,
             kind: SessionKind::Full,
+            voucher: None,
             software: "bench".to_owned(),
         });
         control.send.write(hello.encode()).await?;

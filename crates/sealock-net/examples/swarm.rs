@@ -21,6 +21,7 @@ use sealock_core::name::ServiceName;
 use sealock_core::token::JoinToken;
 use sealock_net::identity::{IdentityDir, IdentityStore, TrustStore};
 use sealock_net::join::{self, Naming};
+use sealock_net::relays::RelayList;
 use sealock_net::session::{self, Dialer, SessionConfig, Sessions};
 use sealock_net::task::Scope;
 use sealock_net::tls;
@@ -106,12 +107,16 @@ async fn agent(
     instance[..4].copy_from_slice(&number.to_be_bytes());
     let (sessions, keep) = session::maintain(SessionConfig {
         relays: token.addresses.clone(),
+        list: RelayList::look_at(&directory.join("known-relays.json")),
+        region: None,
         dialer: Dialer::for_sessions(endpoint, &identity, &trust),
+        identity,
         instance,
         kind: SessionKind::Full,
         offers: offered_services,
         offered,
         renewed,
+        farewell: Default::default(),
     });
     scope.spawn("session", keep);
     Ok(Agent {

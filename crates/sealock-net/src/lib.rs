@@ -11,6 +11,7 @@ pub mod link;
 pub mod message;
 pub mod node_api;
 pub mod recover;
+pub mod relays;
 pub mod session;
 pub mod socket;
 pub mod stream;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rustls::ClientConfig;
+use sealock_core::name::Region;
 use sealock_core::reason::Reason;
 use sealock_core::view::ViewVersion;
 use tokio::sync::watch;
@@ -17,6 +18,7 @@ use crate::identity::{
 };
 use crate::node_api::{CallError, Issued, NodeClient, Watch, WatchEvent};
 use crate::recover::RecoverError;
+use crate::relays::RelayList;
 use crate::tls;
 use crate::views::{TakeError, ViewStore};
 
@@ -36,6 +38,7 @@ pub struct Link {
     dir: Option<IdentityDir>,
     way_back: Option<WayBack>,
     client: watch::Sender<NodeClient>,
+    region: Option<Region>,
 }
 
 impl std::fmt::Debug for Link {
@@ -89,6 +92,7 @@ impl Link {
             dir,
             way_back: None,
             client,
+            region: None,
         }
     }
 
@@ -96,6 +100,13 @@ impl Link {
     #[must_use]
     pub fn with_way_back(mut self, way_back: WayBack) -> Self {
         self.way_back = Some(way_back);
+        self
+    }
+
+    /// The same link of a relay that is in this region.
+    #[must_use]
+    pub fn in_region(mut self, region: Option<Region>) -> Self {
+        self.region = region;
         self
     }
 
@@ -111,8 +122,8 @@ impl Link {
         self.client.subscribe()
     }
 
-    /// Keeps `views` and the trust as the controller says, until dropped.
-    pub async fn keep_views(&self, views: &ViewStore) {
+    /// Keeps `views`, `relays` and the trust as the controller says, until dropped.
+    pub async fn keep_views(&self, views: &ViewStore, relays: &RelayList) {
         let mut pause = FIRST_PAUSE;
         let mut full = false;
         loop {
@@ -123,14 +134,14 @@ impl Link {
             };
             full = false;
             let mut renewed = self.client.subscribe();
-            let outcome = match self.client().watch(&have).await {
+            let outcome = match self.client().watch_in(&have, self.region.as_ref()).await {
                 Ok(mut watch) => {
                     tracing::debug!("watching the controller");
                     pause = FIRST_PAUSE;
                     tokio::select! {
                         biased; // the controller ends watches of certificates that end
                         Ok(()) = renewed.changed() => continue,
-                        outcome = self.follow(&mut watch, views) => outcome,
+                        outcome = self.follow(&mut watch, views, relays) => outcome,
                     }
                 }
                 Err(error) => Err(FollowError::Call(error)),
@@ -145,7 +156,12 @@ impl Link {
         }
     }
 
-    async fn follow(&self, watch: &mut Watch, views: &ViewStore) -> Result<(), FollowError> {
+    async fn follow(
+        &self,
+        watch: &mut Watch,
+        views: &ViewStore,
+        relays: &RelayList,
+    ) -> Result<(), FollowError> {
         loop {
             let event = watch.next().await.map_err(FollowError::Call)?;
             let taken = match event {
@@ -158,6 +174,10 @@ impl Link {
                 }
                 WatchEvent::Trust(trust) => {
                     self.keep_trust(trust);
+                    Ok(())
+                }
+                WatchEvent::Relays(list) => {
+                    relays.set(list);
                     Ok(())
                 }
             };

@@ -21,6 +21,7 @@ pub use client::{CallError, NodeClient, Watch};
 pub use convert::BadMessage;
 
 use crate::identity::Trust;
+use crate::relays::Relay;
 use crate::tls::signed::SignedHead;
 
 /// The generated messages, client and server.
@@ -105,6 +106,8 @@ pub enum WatchEvent {
     },
     /// The roots to trust from now on.
     Trust(Trust),
+    /// The relays of the deployment.
+    Relays(Vec<Relay>),
 }
 
 /// What the controller answered to an offer of services.

@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use sealock_core::address::HostPort;
 use sealock_core::config::Transport;
-use sealock_core::name::ServiceName;
+use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
 use sealock_proto::wire::{Incoming, Message, Open, SessionKind};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::identity::IdentityStore;
+use crate::relays::RelayList;
 use crate::stream::Leg;
 use crate::transport::{BiStream, Connection};
 
@@ -170,10 +172,16 @@ pub struct Offered {
 /// What a session is made of.
 #[derive(Debug)]
 pub struct SessionConfig {
-    /// The relays; an agent that offers services has a session with two of them, where there are two.
+    /// The relays that were given; an agent that offers services has a session with two, where there are two.
     pub relays: Vec<HostPort>,
+    /// The relays that the controller tells, now and later.
+    pub list: RelayList,
+    /// Where this agent is: relays of the same region come first.
+    pub region: Option<Region>,
     /// Dials them, with this agent's identity.
     pub dialer: Dialer,
+    /// Who this agent is: it vouches with it for being at a relay.
+    pub identity: IdentityStore,
     /// Random for each start of the process.
     pub instance: [u8; 16],
     /// What the session is for.
@@ -184,6 +192,8 @@ pub struct SessionConfig {
     pub offered: mpsc::Sender<Offered>,
     /// Tells when the identity was renewed: the session is then made anew, and the old one lives on for its streams.
     pub renewed: watch::Receiver<()>,
+    /// Cancelled when this agent takes nothing new: the relays are told, and what runs goes on.
+    pub farewell: CancellationToken,
 }
 
 /// Says how to get at the sessions that the returned future keeps.

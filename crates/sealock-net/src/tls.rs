@@ -6,6 +6,7 @@
 
 pub mod signed;
 pub mod verify;
+pub mod voucher;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use sealock_core::identity::{AgentId, Principal, Role, SpiffeId};
+use sealock_core::name::NodeName;
 use sealock_core::reason::Reason;
 use sealock_core::token::CaPin;
 
@@ -31,6 +33,8 @@ pub mod alpn {
     pub const JOIN: &[u8] = b"sealock-join/1";
     /// What clients speak before a WebSocket; its path names one of the protocols above.
     pub const HTTP: &[u8] = b"http/1.1";
+    /// Between two relays; needs a relay's certificate.
+    pub const MESH: &[u8] = b"sealock-mesh/1";
     /// The node interface of the controller.
     pub const H2: &[u8] = b"h2";
     /// An end-to-end stream between two agents.
@@ -79,13 +83,15 @@ pub fn unused_server_name() -> ServerName<'static> {
 
 pub(crate) const UNUSED_NAME: &str = "sealock";
 
-/// For a relay's listener: agents with a certificate ([`alpn::SESSION`]) and joining nodes without ([`alpn::JOIN`]).
+/// For a relay's listener: agents with a certificate ([`alpn::SESSION`]), other relays with theirs ([`alpn::MESH`]) and
+/// joining nodes without ([`alpn::JOIN`]).
 ///
-/// TLS itself does not demand the certificate; [`admit`] decides once both are known.
+/// TLS itself neither demands the certificate nor compares its role with the protocol; [`admit`] decides once both are
+/// known.
 #[must_use]
 pub fn relay_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<ServerConfig> {
-    let expect = Expect::role(Role::Agent, Purpose::Client);
-    let alpn = [alpn::SESSION, alpn::JOIN, alpn::NONE];
+    let expect = Expect::roles(&[Role::Agent, Role::Relay], Purpose::Client);
+    let alpn = [alpn::SESSION, alpn::MESH, alpn::JOIN, alpn::NONE];
     server(identity, trust, expect, Demand::Optional, &alpn)
 }
 
@@ -102,6 +108,13 @@ pub fn relay_tcp_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<S
 pub fn relay_client(identity: &IdentityStore, trust: &TrustStore) -> Arc<ClientConfig> {
     let verifier = SpiffeVerifier::new(trust, Expect::role(Role::Relay, Purpose::Server));
     client(Some(identity), verifier, &[alpn::SESSION, alpn::NONE])
+}
+
+/// For a relay's connection to another relay.
+#[must_use]
+pub fn mesh_client(identity: &IdentityStore, trust: &TrustStore) -> Arc<ClientConfig> {
+    let verifier = SpiffeVerifier::new(trust, Expect::role(Role::Relay, Purpose::Server));
+    client(Some(identity), verifier, &[alpn::MESH, alpn::NONE])
 }
 
 /// For a node that has nothing but a token, on its way through a relay.
@@ -249,6 +262,8 @@ fn client(
 pub enum Admission {
     /// An agent with a session to open.
     Agent(AgentId, PeerIdentity),
+    /// Another relay, which passes legs on.
+    Relay(NodeName, PeerIdentity),
     /// A node without a certificate, which gets one stream to the controller and nothing else.
     Joining,
 }
@@ -256,7 +271,7 @@ pub enum Admission {
 /// Decides by protocol and certificate who came to a relay's listener.
 ///
 /// # Errors
-/// `NotAdmitted` for a session without an agent's certificate, `VersionUnsupported` for any other protocol.
+/// `NotAdmitted` for a session without an agent's certificate and a relay's protocol without a relay's, `VersionUnsupported` for any other protocol.
 pub fn admit(alpn: Option<&[u8]>, peer: Option<&PeerIdentity>) -> Result<Admission, Reason> {
     match (alpn, peer) {
         (Some(alpn::SESSION), Some(peer)) => match &peer.id.principal {
@@ -265,7 +280,13 @@ pub fn admit(alpn: Option<&[u8]>, peer: Option<&PeerIdentity>) -> Result<Admissi
                 Err(Reason::NotAdmitted)
             }
         },
-        (Some(alpn::SESSION), None) => Err(Reason::NotAdmitted),
+        (Some(alpn::MESH), Some(peer)) => match &peer.id.principal {
+            Principal::Relay(relay) => Ok(Admission::Relay(relay.clone(), peer.clone())),
+            Principal::User { .. } | Principal::Agent(_) | Principal::Controller(_) => {
+                Err(Reason::NotAdmitted)
+            }
+        },
+        (Some(alpn::SESSION | alpn::MESH), None) => Err(Reason::NotAdmitted),
         (Some(alpn::JOIN), _) => Ok(Admission::Joining),
         (Some(_) | None, _) => Err(Reason::VersionUnsupported),
     }

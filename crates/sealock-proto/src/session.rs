@@ -10,7 +10,7 @@ use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 
 use crate::wire::{
-    Hello, Message, PROTOCOL_VERSION, SERVICES_LIMIT, Services, SessionKind, Welcome,
+    Drain, Hello, Message, PROTOCOL_VERSION, SERVICES_LIMIT, Services, SessionKind, Welcome,
 };
 
 /// How many services one session may offer.
@@ -97,7 +97,7 @@ impl RelaySide {
                     asked: Vec::new(),
                 })
             }
-            Message::Drain if self.greeted.is_some() => {
+            Message::Drain(_) if self.greeted.is_some() => {
                 self.draining = true;
                 self.offers.clear();
                 Ok(RelayEvent::Draining)
@@ -106,13 +106,16 @@ impl RelaySide {
             Message::Hello(_)
             | Message::Register(_)
             | Message::Withdraw(_)
-            | Message::Drain
+            | Message::Drain(_)
             | Message::Welcome(_)
             | Message::Registered(_)
             | Message::Open(_)
             | Message::Incoming(_)
             | Message::Opened(_)
             | Message::Refused(_)
+            | Message::Peer
+            | Message::Presence(_)
+            | Message::Forward(_)
             | Message::Controller => Err(OUT_OF_ORDER),
         }
     }
@@ -126,7 +129,7 @@ pub enum AgentEvent {
     /// The answer to a registration or a withdrawal.
     Registered(Services),
     /// The relay takes no new streams.
-    Draining,
+    Draining(Drain),
     /// The relay ends the session.
     Left(Reason),
 }
@@ -152,11 +155,11 @@ impl AgentSide {
             Message::Registered(list) if self.welcomed && list.sequence <= self.sequence => {
                 Ok(AgentEvent::Registered(list))
             }
-            Message::Drain if self.welcomed => Ok(AgentEvent::Draining),
+            Message::Drain(drain) if self.welcomed => Ok(AgentEvent::Draining(drain)),
             Message::Bye(reason) => Ok(AgentEvent::Left(reason)),
             Message::Welcome(_)
             | Message::Registered(_)
-            | Message::Drain
+            | Message::Drain(_)
             | Message::Hello(_)
             | Message::Register(_)
             | Message::Withdraw(_)
@@ -164,6 +167,9 @@ impl AgentSide {
             | Message::Incoming(_)
             | Message::Opened(_)
             | Message::Refused(_)
+            | Message::Peer
+            | Message::Presence(_)
+            | Message::Forward(_)
             | Message::Controller => Err(OUT_OF_ORDER),
         }
     }
@@ -210,6 +216,7 @@ mod tests {
             instance: [0; 16],
             kind,
             software: "0.1.0".into(),
+            voucher: None,
         })
     }
 
@@ -222,7 +229,7 @@ mod tests {
     #[test]
     fn nothing_is_heard_before_hello() {
         for message in [
-            Message::Drain,
+            Message::Drain(Drain::default()),
             Message::Register(Services {
                 sequence: 1,
                 names: names(1),

@@ -6,8 +6,9 @@
 //! would change what the next one means. Deliberately absent: payload; that is never parsed between two agents.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use sealock_core::address::HostPort;
 use sealock_core::identity::AgentId;
-use sealock_core::name::{AgentName, ServiceName};
+use sealock_core::name::{AgentName, NodeName, ServiceName};
 use sealock_core::reason::Reason;
 
 use crate::stream::Epoch;
@@ -51,6 +52,34 @@ pub enum SessionKind {
     CallerOnly,
 }
 
+/// An agent's word that it has a session with one relay, under the key of its certificate: that relay shows it to
+/// others when it passes a leg of the agent on, so that no relay can speak for an agent that is not at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Voucher {
+    /// When it ends, in milliseconds since 1970; not after the certificate.
+    pub expires_ms: i64,
+    /// ECDSA P-256 with SHA-256 over [`Voucher::signed_bytes`], ASN.1.
+    pub signature: Vec<u8>,
+    /// The agent's chain in DER, the leaf first.
+    pub chain: Vec<Vec<u8>>,
+}
+
+impl Voucher {
+    /// What the agent signs: whom it vouches before, for which process, until when.
+    #[must_use]
+    pub fn signed_bytes(relay: &NodeName, instance: [u8; 16], expires_ms: i64) -> Vec<u8> {
+        let mut bytes = b"sealock voucher 1\0".to_vec(); // no other signature of this key begins so
+        bytes.extend_from_slice(&instance);
+        bytes.extend_from_slice(&expires_ms.to_be_bytes());
+        bytes.extend_from_slice(relay.as_str().as_bytes());
+        bytes
+    }
+}
+
+/// How many certificates a voucher may bring, and how long one may be.
+pub const CHAIN_LIMIT: usize = 4;
+const CERTIFICATE_LIMIT: usize = 3 * 1024; // a P-256 leaf has 600 bytes
+
 /// An agent's first message: who the process is, beyond what its certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -62,6 +91,8 @@ pub struct Hello {
     pub kind: SessionKind,
     /// The program's version, for people.
     pub software: String,
+    /// For legs to agents that are at other relays only; without it there are none.
+    pub voucher: Option<Voucher>,
 }
 
 /// The relay's answer to [`Hello`].
@@ -78,6 +109,16 @@ pub struct Services {
     pub sequence: u64,
     /// The names of the services, at most [`SERVICES_LIMIT`].
     pub names: Vec<ServiceName>,
+}
+
+/// How many successors a message may name; an agent has sessions with two relays.
+pub const SUCCESSORS_LIMIT: usize = 16;
+
+/// One side takes no new streams; live ones may finish.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Drain {
+    /// Of a relay: where others are that take over, at most [`SUCCESSORS_LIMIT`].
+    pub successors: Vec<HostPort>,
 }
 
 /// A caller asks its relay for a leg to a provider of a service.
@@ -106,7 +147,32 @@ pub struct Incoming {
     pub caller: AgentId,
 }
 
-/// A message between an agent and a relay.
+/// A relay passes the open of an agent on to another relay, once and no further.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// What the agent asked for.
+    pub open: Open,
+    /// The agent.
+    pub caller: AgentId,
+    /// The process of the agent, as in its [`Hello`].
+    pub instance: [u8; 16],
+    /// Its word that it is at the relay that forwards.
+    pub voucher: Voucher,
+}
+
+/// A relay says which agents are at it: what changed since it said so last.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Presence {
+    /// These are here now.
+    pub here: Vec<AgentId>,
+    /// These no more.
+    pub gone: Vec<AgentId>,
+}
+
+/// How many agents one [`Presence`] may name, here and gone together.
+pub const PRESENCE_LIMIT: usize = 100; // 128 bytes a name
+
+/// A message between an agent and a relay, or between two relays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// Agent → relay, first on the control stream.
@@ -121,7 +187,7 @@ pub enum Message {
     /// yet; they begin to work when the view does.
     Registered(Services),
     /// Either way: takes no new streams; live ones may finish.
-    Drain,
+    Drain(Drain),
     /// Either way: the session ends, and why.
     Bye(Reason),
     /// Caller → relay, at a stream's head.
@@ -132,6 +198,12 @@ pub enum Message {
     Opened(AgentName),
     /// Instead of [`Message::Opened`]: no leg, and why.
     Refused(Reason),
+    /// Relay → relay, first on the control stream: tell me who is at you, from now on.
+    Peer,
+    /// Relay → relay, the answer to it, and again on every change.
+    Presence(Presence),
+    /// Relay → relay, at a stream's head.
+    Forward(Box<Forward>),
     /// Agent → relay, at a stream's head: join this stream with the controller, blindly.
     Controller,
 }
@@ -236,6 +308,7 @@ mod tests {
                 instance: [1; 16],
                 kind: SessionKind::CallerOnly,
                 software: "0.1.0".into(),
+                voucher: Some(voucher()),
             }),
             Message::Welcome(Welcome { session: 9 }),
             Message::Register(Services {
@@ -250,7 +323,10 @@ mod tests {
                 sequence: 2,
                 names: vec![service.clone()],
             }),
-            Message::Drain,
+            Message::Drain(Drain::default()),
+            Message::Drain(Drain {
+                successors: vec!["relay.example:7443".parse().expect("an address")],
+            }),
             Message::Bye(Reason::Superseded),
             Message::Open(Open {
                 stream,
@@ -273,7 +349,51 @@ mod tests {
             Message::Opened(agent),
             Message::Refused(Reason::PolicyDenied),
             Message::Controller,
+            Message::Peer,
+            Message::Presence(Presence {
+                here: vec![caller_of("a")],
+                gone: vec![caller_of("b"), caller_of("c")],
+            }),
+            Message::Forward(Box::new(Forward {
+                open: Open {
+                    stream,
+                    epoch: Epoch::FIRST,
+                    service: "db".parse().expect("a name"),
+                    provider: None,
+                },
+                caller: caller_of("a"),
+                instance: [4; 16],
+                voucher: voucher(),
+            })),
         ]
+    }
+
+    fn caller_of(name: &str) -> AgentId {
+        AgentId {
+            tenant: "default".parse().expect("a name"),
+            name: name.parse().expect("a name"),
+        }
+    }
+
+    fn voucher() -> Voucher {
+        Voucher {
+            expires_ms: 1_800_000_000_000,
+            signature: vec![7; 70],
+            chain: vec![vec![1; 600], vec![2; 500]],
+        }
+    }
+
+    #[test]
+    fn a_voucher_is_for_one_relay_one_process_and_one_time() {
+        let relay = |text: &str| text.parse::<NodeName>().expect("a name");
+        let good = Voucher::signed_bytes(&relay("a"), [1; 16], 5);
+        for other in [
+            Voucher::signed_bytes(&relay("b"), [1; 16], 5),
+            Voucher::signed_bytes(&relay("a"), [2; 16], 5),
+            Voucher::signed_bytes(&relay("a"), [1; 16], 6),
+        ] {
+            assert_ne!(good, other);
+        }
     }
 
     fn decode(frame: &[u8]) -> Result<Option<Message>, DecodeError> {

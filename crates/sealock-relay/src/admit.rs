@@ -8,6 +8,7 @@ use sealock_net::tls::{self, Admission};
 use sealock_net::transport::admission::{HandshakeTicket, PreAuthBudget, Verdict};
 use sealock_net::transport::{ConnectError, Connection, Endpoint, Incoming, TcpEndpoint};
 
+use crate::peers;
 use crate::session::{self, Shared};
 
 /// How long a handshake may take.
@@ -16,6 +17,10 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Accepts until the endpoint is closed.
 pub(crate) async fn serve(endpoint: Endpoint, budget: PreAuthBudget, shared: Shared) {
     while let Some(incoming) = endpoint.accept().await {
+        if shared.draining.is_cancelled() {
+            incoming.refuse();
+            continue;
+        }
         let source = incoming.remote_address().ip();
         match budget.admit(Instant::now(), source, incoming.is_validated()) {
             Verdict::Accept(ticket) => {
@@ -66,6 +71,7 @@ async fn welcome(handshake: Result<Connection, ConnectError>, shared: Shared) {
     };
     match tls::admit(connection.alpn(), connection.peer()) {
         Ok(Admission::Agent(agent, peer)) => session::serve(shared, connection, agent, peer).await,
+        Ok(Admission::Relay(relay, peer)) => peers::serve(shared, connection, relay, peer).await,
         Ok(Admission::Joining) => shared.controller.admit_joining(&connection).await,
         Err(reason) => connection.close(reason),
     }

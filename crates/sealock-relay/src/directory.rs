@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -14,10 +14,12 @@ use sealock_core::identity::AgentId;
 use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
 use sealock_core::view::View;
+use sealock_flow::arrival::Vouched;
 use sealock_flow::outlet::session::Provider;
 use sealock_net::identity::PeerIdentity;
 use sealock_net::transport::{Connection, Lost};
 use sealock_proto::wire::{Hello, SessionKind};
+use tokio::sync::watch;
 
 use crate::gone::Gone;
 
@@ -31,6 +33,10 @@ pub(crate) struct Live {
     /// The process behind it: tells a reconnect from a second machine with the same identity.
     instance: [u8; 16],
     offers: Mutex<BTreeSet<ServiceName>>,
+    /// Whether the agent said farewell: the session lives on for its streams alone.
+    is_leaving: AtomicBool,
+    /// The agent's word for being here, for legs to other relays.
+    pub(crate) vouched: Option<Arc<Vouched>>,
 }
 
 /// What an operator sees of a session.
@@ -99,6 +105,8 @@ struct Inner {
     turn: AtomicUsize,
     limit: usize,
     gone: Gone,
+    /// Counts what other relays should hear of.
+    changed: watch::Sender<u64>,
 }
 
 impl Directory {
@@ -111,6 +119,7 @@ impl Directory {
             turn: AtomicUsize::new(0),
             limit,
             gone: Gone::default(),
+            changed: watch::Sender::new(0),
         };
         Self {
             inner: Arc::new(inner),
@@ -135,6 +144,11 @@ impl Directory {
             connection,
             instance: hello.instance,
             offers: Mutex::default(),
+            is_leaving: AtomicBool::new(false),
+            vouched: hello.voucher.clone().map(|voucher| {
+                let instance = hello.instance;
+                Arc::new(Vouched { instance, voucher })
+            }),
         });
         let mut sessions = self.inner.sessions.lock();
         if sessions.len() >= self.inner.limit && !sessions.contains_key(&agent) {
@@ -155,6 +169,7 @@ impl Directory {
             }
         };
         drop(sessions);
+        self.touch();
         for session in gone {
             session.connection.close(Reason::Superseded);
         }
@@ -178,6 +193,8 @@ impl Directory {
         if slots.all().next().is_none() {
             sessions.remove(&live.agent);
         }
+        drop(sessions);
+        self.touch();
     }
 
     /// The connected agents that offer the service and may, by the view; another one first each time. Who holds a stream's
@@ -271,6 +288,38 @@ impl Directory {
         list
     }
 
+    /// Something changed in who is here and offers.
+    pub(crate) fn touch(&self) {
+        self.inner.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Resolves anew on every change of [`Self::offering`].
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// The agents that are here and offer something.
+    pub(crate) fn offering(&self) -> BTreeSet<AgentId> {
+        let sessions = self.inner.sessions.lock();
+        let offers = |slots: &Slots| {
+            let full = slots.full.as_ref();
+            full.is_some_and(|live| !live.offers.lock().is_empty())
+        };
+        let here = sessions.iter().filter(|(_, slots)| offers(slots));
+        here.map(|(agent, _)| agent.clone()).collect()
+    }
+
+    /// How many sessions there are of which the agent has not said farewell.
+    pub(crate) fn staying(&self) -> usize {
+        let sessions = self.inner.sessions.lock();
+        let staying = |live: &&Arc<Live>| !live.is_leaving.load(Ordering::Relaxed);
+        sessions
+            .values()
+            .flat_map(Slots::all)
+            .filter(staying)
+            .count()
+    }
+
     /// How many agents are connected.
     #[must_use]
     pub fn agents(&self) -> usize {
@@ -281,6 +330,12 @@ impl Directory {
 impl Live {
     pub(crate) fn set_offers(&self, offers: BTreeSet<ServiceName>) {
         *self.offers.lock() = offers;
+    }
+
+    /// The agent takes nothing new on this session.
+    pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+        self.set_offers(BTreeSet::new());
     }
 
     fn summary(&self) -> SessionSummary {

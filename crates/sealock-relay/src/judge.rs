@@ -15,12 +15,14 @@ use sealock_net::identity::PeerIdentity;
 use sealock_net::views::ViewStore;
 
 use crate::directory::Directory;
+use crate::peers::Peers;
 
 /// Judges by views, plans by who is connected.
 #[derive(Debug, Clone)]
 pub(crate) struct RelayJudge {
     pub(crate) views: ViewStore,
     pub(crate) directory: Directory,
+    pub(crate) peers: Peers,
 }
 
 impl Judge for RelayJudge {
@@ -32,13 +34,22 @@ impl Judge for RelayJudge {
         let view = self.views.current(&facts.tenant)?;
         // A later leg is of use with the holder of the stream's other end only.
         let holder = leg.and_then(|leg| leg.provider.as_ref());
-        let ways: Vec<Way> = self
+        let mut ways: Vec<Way> = self
             .directory
             .providers(&view, &facts.service.value, holder)
             .into_iter()
             .filter(|provider| holder.is_none_or(|holder| provider.agent.name == *holder))
             .map(Way::Provider)
             .collect();
+        // Only for a caller of our own who vouched: what another relay passed on to us ends here.
+        if leg.is_some_and(|leg| leg.vouched.is_some())
+            && let Some(service) = view.service(&facts.service.value)
+        {
+            let wanted = service.providers.iter();
+            let wanted = wanted.filter(|name| holder.is_none_or(|holder| *name == holder));
+            let peers = self.peers.holders(&facts.tenant, wanted);
+            ways.extend(peers.into_iter().map(Way::Peer));
+        }
         let provides = |holder: &AgentName| {
             view.service(&facts.service.value)
                 .is_some_and(|service| service.providers.contains(holder))

@@ -9,6 +9,7 @@ mod controller;
 mod directory;
 mod gone;
 mod judge;
+mod peers;
 
 mod relay;
 mod session;

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use sealock_core::address::HostPort;
 use sealock_core::identity::SpiffeId;
+use sealock_core::name::Region;
 use sealock_core::reason::Reason;
 use sealock_flow::audit::{self, Audit};
 use sealock_flow::hop::{Hop, REJUDGE_EVERY};
@@ -20,16 +21,21 @@ use sealock_net::join::dial_controller;
 use sealock_net::link::{Link, WayBack};
 use sealock_net::node_api::NodeClient;
 use sealock_net::recover::recover_relay;
+use sealock_net::relays::RelayList;
+use sealock_net::session::Dialer;
 use sealock_net::task::Scope;
 use sealock_net::tls;
+use sealock_net::tls::voucher::VoucherCheck;
 use sealock_net::transport::admission::{PreAuthBudget, PreAuthLimits};
 use sealock_net::transport::{Endpoint, KeysError, Settings, TcpEndpoint, TransportKeys};
 use sealock_net::views::ViewStore;
+use tokio_util::sync::CancellationToken;
 
 use crate::admit;
 use crate::controller::ControllerWay;
 use crate::directory::Directory;
 use crate::judge::{self, RelayJudge};
+use crate::peers::Peers;
 use crate::session::Shared;
 
 /// What a relay needs.
@@ -51,6 +57,8 @@ pub struct RelayConfig {
     pub max_streams_per_session: u32,
     /// Where metrics and health are served.
     pub admin: Option<SocketAddr>,
+    /// Where it is, as its operator calls it; agents of the same region prefer it.
+    pub region: Option<Region>,
 }
 
 /// Why a relay does not start.
@@ -78,6 +86,9 @@ pub enum StartError {
         /// What the operating system says.
         source: std::io::Error,
     },
+    /// No UDP socket for the way to other relays.
+    #[error("no UDP socket can be opened")]
+    Udp(#[source] std::io::Error),
     /// The admin address cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -96,8 +107,16 @@ pub struct RelayHandle {
     pub directory: Directory,
     /// What flows through it.
     pub live: LiveFlows,
+    /// The relays of the deployment.
+    pub relays: RelayList,
+    /// What was decided and not yet told to the controller.
+    pub audit: Audit,
+    peers: Peers,
     views: ViewStore,
     doors: Doors,
+    /// Dials other relays.
+    outwards: Endpoint,
+    draining: CancellationToken,
     /// Sessions and flows, which are given time to end.
     flows: Scope,
     /// What goes on for as long as the relay does.
@@ -125,6 +144,9 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
     )?;
     let doors = listen(&config, &identity, &trust)?;
     let (flows, standing) = (Scope::new("relay flows"), Scope::new("relay"));
+    let outwards = Endpoint::client(Settings::default()).map_err(StartError::Udp)?;
+    let to_peers = Dialer::for_peers(outwards.clone(), &identity, &trust);
+    let (peers, vouchers) = (Peers::default(), VoucherCheck::new(trust.clone()));
     let link = link(&config, &identity, &trust, dir);
     let directory = Directory::new(config.max_sessions);
     let live = LiveFlows::new(FLOWS_LIMIT);
@@ -134,12 +156,19 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         judge: Arc::new(RelayJudge {
             views: views.clone(),
             directory: directory.clone(),
+            peers: peers.clone(),
         }),
         live: live.clone(),
         audit: audit.clone(),
         meter: Meter::registered(&mut registry),
     };
+    let relays = RelayList::open(&config.dir.join("known-relays.json"));
+    let draining = CancellationToken::new();
     let shared = Shared {
+        vouchers,
+        me: id.principal.clone(),
+        relays: relays.clone(),
+        draining: draining.clone(),
         hop: hop.clone(),
         directory: directory.clone(),
         views: views.clone(),
@@ -157,7 +186,20 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         "policy",
         follow_policy(hop, directory.clone(), views.clone()),
     );
-    spawn_link(&standing, &link, &views, audit, config.advertise.clone());
+    let me = id.principal.clone();
+    standing.spawn(
+        "peers",
+        peers
+            .clone()
+            .keep(me, relays.clone(), to_peers, identity.clone()),
+    );
+    spawn_link(
+        &standing,
+        &link,
+        (&views, &relays),
+        audit.clone(),
+        &config.advertise,
+    );
     let admin = serve_admin(&config, registry, &directory, &views, &standing).await?;
     let listen = doors.udp.local_addr().unwrap_or(config.listen);
     tracing::info!(%listen, %id, "relay ready");
@@ -167,8 +209,13 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         admin,
         directory,
         live,
+        relays,
+        audit,
+        peers,
         views,
         doors,
+        outwards,
+        draining,
         flows,
         standing,
     })
@@ -254,18 +301,23 @@ fn link(
         let (last, controller) = (last.clone(), controller.clone());
         Box::pin(async move { recover_relay(&last, &controller).await })
     });
-    Link::new(Arc::new(make), identity.clone(), trust.clone(), Some(dir)).with_way_back(way_back)
+    Link::new(Arc::new(make), identity.clone(), trust.clone(), Some(dir))
+        .with_way_back(way_back)
+        .in_region(config.region.clone())
 }
 
 fn spawn_link(
     scope: &Scope,
     link: &Link,
-    views: &ViewStore,
+    (views, relays): (&ViewStore, &RelayList),
     audit: Audit,
-    addresses: Vec<HostPort>,
+    addresses: &[HostPort],
 ) {
-    let (watcher, views) = (link.clone(), views.clone());
-    scope.spawn("views", async move { watcher.keep_views(&views).await });
+    let addresses = addresses.to_vec();
+    let (watcher, views, relays) = (link.clone(), views.clone(), relays.clone());
+    scope.spawn("views", async move {
+        watcher.keep_views(&views, &relays).await;
+    });
     let renewer = link.clone();
     scope.spawn("renewal", async move { renewer.keep_identity().await });
     let reporter = link.clone();
@@ -317,6 +369,10 @@ async fn serve_admin(
 
 /// How long the last packets may take to leave.
 const CLOSE_GRACE: Duration = Duration::from_millis(300);
+/// How long agents have at least to make a session elsewhere before the relay is gone.
+const SETTLE: Duration = Duration::from_secs(1); // a dial and a greeting, ten times over
+/// How often a relay that drains looks whether it is done.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long flows may go on after the relay was asked to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -327,15 +383,47 @@ impl RelayHandle {
         !self.views.versions().is_empty()
     }
 
+    /// How many other relays it is connected to.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.peers.len()
+    }
+
     /// How many flows there are, and how many tasks serve sessions, streams and flows; for tests of leaks.
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
         (self.live.len(), self.flows.len())
     }
 
+    /// Takes nothing new, tells every agent where to go, and stops when nothing flows any more, at the latest after
+    /// `limit`: what still flows then is cut with `DRAINING`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the relay.
+    pub async fn drain(self, limit: Duration) {
+        let began = Instant::now();
+        self.draining.cancel();
+        loop {
+            let age = began.elapsed();
+            // Agents that have nowhere else to go stay; without flows they are not waited for.
+            let is_left = self.directory.staying() == 0 || age > SETTLE;
+            if age >= limit || (is_left && self.live.is_empty()) {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        tracing::info!(
+            flows = self.live.len(),
+            sessions = self.directory.staying(),
+            "drained"
+        );
+        self.stop().await;
+    }
+
     /// Stops: agents are told, so that they go elsewhere at once.
     pub async fn stop(self) {
         self.doors.close(Reason::Draining);
+        self.outwards.close(Reason::Draining);
         drop(self.standing);
         // Agents that dial again at once would keep it busy for ever.
         tokio::time::timeout(CLOSE_GRACE, self.doors.wait_idle())

@@ -1,9 +1,10 @@
 //! One agent's session at the relay: its control stream, its opens, its way to the controller.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sealock_core::identity::AgentId;
+use sealock_core::identity::{AgentId, Principal};
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_flow::arrival::Near;
@@ -11,13 +12,16 @@ use sealock_flow::hop::{self, Hop};
 use sealock_flow::inlet;
 use sealock_net::identity::PeerIdentity;
 use sealock_net::message::{self, Inbox, ReadError};
+use sealock_net::relays::RelayList;
 use sealock_net::session::accept;
 use sealock_net::task::Spawner;
+use sealock_net::tls::voucher::VoucherCheck;
 use sealock_net::transport::{BiStream, Connection, SendHalf};
 use sealock_net::views::ViewStore;
 use sealock_proto::session::{RelayEvent, RelaySide};
-use sealock_proto::wire::{Message, Services, Welcome};
+use sealock_proto::wire::{Drain, Message, SUCCESSORS_LIMIT, Services, Welcome};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::controller::ControllerWay;
 use crate::directory::{Directory, Live};
@@ -31,6 +35,36 @@ pub(crate) struct Shared {
     pub(crate) views: ViewStore,
     pub(crate) controller: ControllerWay,
     pub(crate) tasks: Spawner,
+    /// Verifies what callers at other relays said.
+    pub(crate) vouchers: VoucherCheck,
+    /// Who this relay is.
+    pub(crate) me: Principal,
+    /// The relays of the deployment.
+    pub(crate) relays: RelayList,
+    /// Cancelled when this relay takes nothing new.
+    pub(crate) draining: CancellationToken,
+}
+
+impl Shared {
+    /// The agents that other relays may send legs to.
+    pub(crate) fn present(&self) -> BTreeSet<AgentId> {
+        if self.draining.is_cancelled() {
+            return BTreeSet::new();
+        }
+        self.directory.offering()
+    }
+
+    /// What an agent is told when this relay drains.
+    fn farewell(&self) -> Message {
+        let relays = self.relays.current();
+        let others = relays
+            .iter()
+            .filter(|relay| relay.connected && self.me != Principal::Relay(relay.name.clone()));
+        let successors = others.flat_map(|relay| relay.addresses.iter().cloned());
+        Message::Drain(Drain {
+            successors: successors.take(SUCCESSORS_LIMIT).collect(),
+        })
+    }
 }
 
 /// How long an agent may take to say hello, and a stream to say what it is for.
@@ -80,6 +114,9 @@ async fn greet(
     agent: AgentId,
     peer: PeerIdentity,
 ) -> Result<(Control, Arc<Live>), Reason> {
+    if shared.draining.is_cancelled() {
+        return Err(Reason::Draining);
+    }
     judge::admits(&shared.views, &agent, &peer)?;
     let hear = async {
         let control = connection.accept_bi().await?;
@@ -137,7 +174,7 @@ async fn run(
         mut writer,
         mut side,
     } = control;
-    let mut hears = true;
+    let (mut hears, mut is_told) = (true, false);
     let limits = Limits::new();
     loop {
         let step = tokio::select! {
@@ -152,6 +189,13 @@ async fn run(
                 }
                 Err(error) => Err(error.reason()),
             },
+            () = shared.draining.cancelled(), if !is_told => {
+                is_told = true;
+                // Whoever does not take it sees the end of the connection soon enough.
+                let told = writer.write(shared.farewell().encode());
+                let _told = tokio::time::timeout(WORD_DEADLINE, told).await;
+                Ok(())
+            }
             leg = accept(connection, &limits.headless) => match leg {
                 Ok((leg, slot)) => {
                     take_in(shared, live, leg, (slot, &limits));
@@ -181,12 +225,14 @@ async fn on_message(
     {
         RelayEvent::OffersChanged { sequence, asked } => {
             live.set_offers(side.offers().clone());
+            shared.directory.touch();
             let names = waiting(&shared.views, &live.agent, asked);
             let answer = Message::Registered(Services { sequence, names });
             Ok(writer.write(answer.encode()).await?)
         }
         RelayEvent::Draining => {
-            live.set_offers(std::collections::BTreeSet::new());
+            live.leave();
+            shared.directory.touch();
             Ok(())
         }
         RelayEvent::Left(reason) => Err(reason),
@@ -239,8 +285,12 @@ fn take_in(
                 // Streams outlive the certificate that opened them; new ones need one that is valid (F25).
                 Near::Leg(leg).refuse(Reason::NotAdmitted).await;
             }
+            Ok(Ok(Message::Open(_))) if shared.draining.is_cancelled() => {
+                Near::Leg(leg).refuse(Reason::Draining).await;
+            }
             Ok(Ok(Message::Open(open))) => {
                 let arrival = inlet::session::at_relay(&live.agent, &live.peer, open, leg);
+                let arrival = arrival.vouched(live.vouched.clone());
                 hop::run(&shared.hop, arrival).await;
             }
             Ok(Ok(Message::Controller)) => match controller.try_acquire_owned() {

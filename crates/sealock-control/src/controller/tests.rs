@@ -231,6 +231,7 @@ async fn a_watcher_that_fell_behind_gets_the_whole_view_and_a_near_one_the_diffe
             WatchEvent::Full { .. } => "full",
             WatchEvent::Delta { .. } => "delta",
             WatchEvent::Trust(_) => "trust",
+            WatchEvent::Relays(_) => "relays",
         };
         assert_eq!(kind, expected, "from {version:?}");
     }
@@ -460,6 +461,8 @@ async fn agents_see_their_own_tenant_and_relays_see_all() {
         view.knows(&agent("web-1"))
     })
     .await;
+    let relays = timeout(SOON, watch.next()).await.expect("the relays");
+    assert!(matches!(relays, Ok(WatchEvent::Relays(_))), "{relays:?}");
     let quiet = timeout(Duration::from_millis(300), watch.next()).await;
     assert!(quiet.is_err(), "nothing of another tenant: {quiet:?}");
     assert!(!held.0.contains_key(&other));

@@ -9,13 +9,14 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use sealock_core::address::HostPort;
 use sealock_core::identity::{AgentId, Principal, Role, SpiffeId};
-use sealock_core::name::{NodeName, ServiceName, TenantName};
+use sealock_core::name::{NodeName, Region, ServiceName, TenantName};
 use sealock_core::policy::{Action, Question, RuleSet};
 use sealock_core::reason::Reason;
 use sealock_core::view::ViewVersion;
 use sealock_net::identity::PeerIdentity;
 use sealock_net::node_api::proto::node_server::Node;
 use sealock_net::node_api::{BadMessage, DecisionRow, REASON_KEY, WatchEvent, proto};
+use sealock_net::relays::{RELAYS_LIMIT, Relay};
 use sealock_net::task::Spawner;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -50,7 +51,16 @@ pub struct Shared {
     pub now: fn() -> Timestamp,
     /// How long after its certificate ended a node may come back without a new token.
     pub recover_within: SignedDuration,
-    watching: Mutex<BTreeMap<NodeName, u32>>,
+    watching: Mutex<BTreeMap<NodeName, Watching>>,
+}
+
+/// A relay that watches.
+#[derive(Debug, Default)]
+struct Watching {
+    /// How many watches it has: two for the moment of a renewal.
+    count: u32,
+    /// Where it says that it is.
+    region: Option<Region>,
 }
 
 impl Shared {
@@ -77,6 +87,22 @@ impl Shared {
     #[must_use]
     pub fn is_watching(&self, relay: &NodeName) -> bool {
         self.watching.lock().contains_key(relay)
+    }
+
+    /// The relays as nodes are told of them.
+    async fn relays(&self) -> Result<Vec<Relay>, StoreError> {
+        let known = self.store.relays().await?;
+        let watching = self.watching.lock();
+        let relay = |row: crate::store::RelayRow| {
+            let seen = watching.get(&row.name);
+            Relay {
+                region: seen.and_then(|seen| seen.region.clone()),
+                connected: seen.is_some(),
+                name: row.name,
+                addresses: row.addresses,
+            }
+        };
+        Ok(known.into_iter().take(RELAYS_LIMIT).map(relay).collect())
     }
 
     fn id(&self, principal: &Principal) -> SpiffeId {
@@ -432,12 +458,15 @@ impl Node for NodeService {
             noted.await.map_err(|error| status(&error))?;
         }
         let mut have = BTreeMap::new();
+        let region = Some(request.region).filter(|text| !text.is_empty());
+        let region = region.map(|text| text.parse()).transpose();
+        let region = region.map_err(|_| bad(BadMessage("region")))?;
         for row in request.have {
             let tenant = row.tenant.parse().map_err(|_| bad(BadMessage("tenant")))?;
             have.insert(tenant, Has::Claimed(ViewVersion(row.version)));
         }
         self.catch_up(&caller, &have).await?;
-        let watcher = Watcher::new(self.clone(), caller, have);
+        let watcher = Watcher::new(self.clone(), caller, have, region);
         let events = futures_util::stream::unfold(watcher, |mut watcher| async {
             let event = watcher.next().await?;
             Some((event, watcher))
@@ -523,6 +552,10 @@ impl Node for NodeService {
         let principal = &caller.identity.id.principal;
         let seen = self.shared.store.seen(principal, told, now).await;
         seen.map_err(|error| status(&error))?;
+        if told.is_some() {
+            // It may have moved; each watcher compares for itself.
+            self.shared.views.announce();
+        }
         Ok(Response::new(proto::ReportResponse {}))
     }
 }
@@ -566,6 +599,8 @@ struct Watcher {
     news: tokio::sync::watch::Receiver<u64>,
     has: BTreeMap<TenantName, Has>,
     has_trust: bool,
+    /// The relays that it was told of.
+    relays: Vec<Relay>,
     has_ended: bool,
 }
 
@@ -573,25 +608,32 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         if let Principal::Relay(relay) = &self.caller.identity.id.principal {
             let mut watching = self.service.shared.watching.lock();
-            if let Some(count) = watching.get_mut(relay) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(seen) = watching.get_mut(relay) {
+                seen.count -= 1;
+                if seen.count == 0 {
                     watching.remove(relay);
                 }
             }
+            drop(watching);
+            self.service.shared.views.announce();
         }
     }
 }
 
 impl Watcher {
-    fn new(service: NodeService, caller: Caller, has: BTreeMap<TenantName, Has>) -> Self {
+    fn new(
+        service: NodeService,
+        caller: Caller,
+        has: BTreeMap<TenantName, Has>,
+        region: Option<Region>,
+    ) -> Self {
         if let Principal::Relay(relay) = &caller.identity.id.principal {
-            *service
-                .shared
-                .watching
-                .lock()
-                .entry(relay.clone())
-                .or_default() += 1;
+            let mut watching = service.shared.watching.lock();
+            let seen = watching.entry(relay.clone()).or_default();
+            seen.count += 1;
+            seen.region = region;
+            drop(watching);
+            service.shared.views.announce();
         }
         Self {
             news: service.shared.views.news(),
@@ -599,6 +641,7 @@ impl Watcher {
             caller,
             has,
             has_trust: false,
+            relays: Vec::new(),
             has_ended: false,
         }
     }
@@ -622,6 +665,14 @@ impl Watcher {
             }
             if let Some(event) = self.step() {
                 return Some(Ok((&event).into()));
+            }
+            match self.service.shared.relays().await {
+                Ok(relays) if self.relays != relays => {
+                    self.relays.clone_from(&relays);
+                    return Some(Ok((&WatchEvent::Relays(relays)).into()));
+                }
+                Ok(_) => {}
+                Err(err) => tracing::warn!(%err, "the relays could not be read"),
             }
             self.wait().await?;
         }

@@ -70,6 +70,8 @@ pub struct StatusResponse {
 pub struct SessionRow {
     /// The relay's address as configured.
     pub relay: HostPort,
+    /// Whether new flows take it.
+    pub preferred: bool,
     /// Whether it is up.
     pub up: bool,
     /// Since when it is as it is.

@@ -12,7 +12,7 @@ use super::unit::{Count, Span};
 use super::upstream::Upstream;
 use super::value::{AdminListen, Connect, Expose, LogFormat, LogLevel, StateDir, Value};
 use crate::address::HostPort;
-use crate::name::{AgentName, NodeName, TenantName, TrustDomain};
+use crate::name::{AgentName, NodeName, Region, TenantName, TrustDomain};
 
 /// What holds when nobody sets an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,6 +267,14 @@ options! {
     relay_max_streams_per_session: Count<1, 10_000> = "relay.max_streams_per_session", Standard::Value("4096"),
         because "a page opens a hundred, an agent serves many; places are made as they are used, about 10 KiB each",
         example "1000", "1000";
+    /// How long what flows through the relay may go on after it was asked to stop.
+    relay_drain_time: Span<0, HOUR> = "relay.drain_time", Standard::Value("10s"),
+        because "agents that know another relay are there within one; what has nowhere to go is not helped by waiting",
+        example "1m", "\"1m\"";
+    /// Where the relay is, as its operator calls it; agents of the same region prefer it.
+    relay_region: Region = "relay.region", Standard::Nothing("no region: the distance alone decides"),
+        because "a distance is measured, what a place is called is not",
+        example "eu", "\"eu\"";
     /// The agent's name that is asked for at joining.
     agent_name: AgentName = "agent.name", Standard::Nothing("the name that the join token or the controller gives"),
         because "a name is chosen once, at joining",
@@ -283,6 +291,14 @@ options! {
     agent_proxy: Upstream = "agent.proxy", Standard::Nothing("the one that HTTPS_PROXY or ALL_PROXY names, but for the hosts of NO_PROXY"),
         because "most programs find their proxy there",
         example "socks5://proxy.example:1080", "\"socks5://proxy.example:1080\"";
+    /// How long what flows through the agent may go on after it was asked to stop.
+    agent_drain_time: Span<0, HOUR> = "agent.drain_time", Standard::Value("2s"),
+        because "short exchanges end by themselves; whoever stops an agent wants it to stop",
+        example "30s", "\"30s\"";
+    /// Where the agent is, as its operator calls it: relays of the same region come first.
+    agent_region: Region = "agent.region", Standard::Nothing("no region: the distance alone decides"),
+        because "a distance is measured, what a place is called is not",
+        example "eu", "\"eu\"";
     /// The services that the agent provides: `[[agent.expose]]` with `service`, `target` and `labels`.
     agent_expose: Vec<Expose> = "agent.expose", Standard::Nothing("only what `sealock expose` adds"),
         because "nothing is offered that nobody named",

@@ -10,7 +10,7 @@ use super::document::{Document, Item, Problem, Section};
 use super::unit::{Count, Span};
 use crate::address::{HostPort, Target};
 use crate::check::{Check, Interval, Patience, Threshold};
-use crate::name::{AgentName, NodeName, ServiceName, TenantName, TrustDomain};
+use crate::name::{AgentName, NodeName, Region, ServiceName, TenantName, TrustDomain};
 
 /// What an option holds.
 pub(crate) trait Value: Sized {
@@ -49,6 +49,7 @@ plain_values!(
     TrustDomain,
     TenantName,
     NodeName,
+    Region,
     AgentName,
     HostPort,
 );

@@ -10,17 +10,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use sealock_core::fact::Facts;
 use sealock_core::identity::AgentId;
-use sealock_core::name::AgentName;
+use sealock_core::name::{AgentName, NodeName};
 use sealock_core::reason::Reason;
 use sealock_core::view::View;
 use sealock_net::e2e::{Call, EndToEnd};
 use sealock_net::identity::PeerIdentity;
-use sealock_net::session::{Session, Sessions, State};
+use sealock_net::session::{Session, SessionId, Sessions, State};
 use sealock_net::stream::LegSource;
 use sealock_net::transport::Connection;
 use sealock_net::views::ViewStore;
 use sealock_proto::stream::Epoch;
-use sealock_proto::wire::{Incoming, Message, Open, StreamId};
+use sealock_proto::wire::{Forward, Incoming, Message, Open, StreamId};
 
 use crate::io::Io;
 use crate::outlet::Opening;
@@ -35,7 +35,7 @@ pub struct ServiceOutlet {
 }
 
 /// How often an open is begun again on another session.
-const ATTEMPTS: u32 = 3; // a relay that drains and the one after it
+const ATTEMPTS: usize = 3; // a relay that drains and the one after it
 /// How long an open waits for a session that is being made anew.
 const SESSION_WAIT: Duration = Duration::from_secs(5); // a relay restart takes about 1 s to heal
 
@@ -55,31 +55,36 @@ impl ServiceOutlet {
     ///
     /// A session that is lost in the middle costs nothing but time, as long as nothing of the application was sent.
     pub(super) async fn open(&self, opening: &mut Opening<'_>) -> Result<Io, Reason> {
-        let (facts, mut attempts) = (opening.facts, 0);
-        loop {
+        let (facts, mut tried, mut last) = (opening.facts, Vec::new(), Reason::NoProvider);
+        while let Some(session) = self.session(&tried, last).await? {
+            tried.push(session.id());
             let mut sent = false;
             let early = || {
                 sent = true;
                 opening.early()
             };
-            match self.attempt(facts, early).await {
-                Err(Reason::SessionLost | Reason::Draining) if !sent && attempts < ATTEMPTS => {
-                    attempts += 1;
+            match self.attempt(session, facts, early).await {
+                // Another session is there already, or soon; and another relay may know a provider.
+                Err(reason @ (Reason::SessionLost | Reason::Draining | Reason::NoProvider))
+                    if !sent && tried.len() <= ATTEMPTS =>
+                {
+                    last = reason;
                 }
                 outcome => return outcome,
             }
         }
+        Err(last)
     }
 
     async fn attempt(
         &self,
+        session: Session,
         facts: &Facts,
         early: impl FnOnce() -> Result<Bytes, Reason>,
     ) -> Result<Io, Reason> {
         let service = facts.service.value.clone();
         let view = self.views.current(&facts.tenant)?;
         let providers = providers(&view, facts)?;
-        let session = self.session().await?;
         let stream = StreamId(rand::random());
         let open = Open {
             stream,
@@ -93,7 +98,7 @@ impl ServiceOutlet {
         let call = Call {
             stream,
             service,
-            providers,
+            providers: providers.clone(),
             // The name alone does not do: a certificate that was stolen and revoked still bears it (S15).
             judge: Arc::new(move |peer: &PeerIdentity| {
                 if view.is_revoked(&peer.serial, &peer.key_digest) {
@@ -108,13 +113,21 @@ impl ServiceOutlet {
         Ok(Io::Sealed(reader, writer))
     }
 
-    /// The session, also one that is being made anew; at once the reason why not, where waiting cannot mend it.
-    async fn session(&self) -> Result<Session, Reason> {
+    /// The best session that was not tried, also one that is being made anew; at once the reason why not, where waiting
+    /// cannot mend it, and nothing when all were tried and no other can be expected.
+    async fn session(&self, tried: &[SessionId], last: Reason) -> Result<Option<Session>, Reason> {
         let mut sessions = self.sessions.clone();
         let found = async {
             loop {
+                let mut all = sessions.all().into_iter();
+                let fresh = all.find(|one| !one.is_retiring() && !tried.contains(&one.id()));
+                if fresh.is_some() {
+                    return Ok(fresh);
+                }
                 match sessions.state() {
-                    State::Up(session) => return Ok(session),
+                    // A session that drains or is lost is about to say so, and another one will come.
+                    State::Up(_) if last != Reason::NoProvider => sessions.changed().await,
+                    State::Up(_) => return Ok(None),
                     State::Connecting { last: Some(reason) } if !reason.is_transient() => {
                         return Err(reason);
                     }
@@ -166,6 +179,43 @@ pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Resul
     });
     leg.send
         .write(incoming.encode())
+        .await
+        .map_err(|_lost| Reason::NoProvider)?;
+    Ok(Io::Leg(leg))
+}
+
+/// At a relay: another relay, which a provider is at.
+#[derive(Debug, Clone)]
+pub struct PeerRelay {
+    /// Its name.
+    pub relay: NodeName,
+    /// The connection to it.
+    pub connection: Connection,
+}
+
+/// Passes the leg on to another relay, which answers the caller itself, or lets a provider do so.
+pub(super) async fn hand_over(peer: &PeerRelay, opening: &Opening<'_>) -> Result<Io, Reason> {
+    let head = opening.leg.as_ref().ok_or(Reason::Internal)?;
+    // Planned only for callers that vouched.
+    let vouched = head.vouched.as_ref().ok_or(Reason::NoProvider)?;
+    let mut leg = tokio::time::timeout(STREAM_WAIT, peer.connection.open_bi())
+        .await
+        .map_err(|_elapsed| Reason::Overloaded)?
+        .map_err(|_lost| Reason::NoProvider)?;
+    let forward = Forward {
+        open: Open {
+            stream: head.stream,
+            epoch: head.epoch,
+            service: opening.facts.service.value.clone(),
+            provider: head.provider.clone(),
+        },
+        caller: opening.facts.caller.value.clone(),
+        instance: vouched.instance,
+        voucher: vouched.voucher.clone(),
+    };
+    let message = Message::Forward(Box::new(forward));
+    leg.send
+        .write(message.encode())
         .await
         .map_err(|_lost| Reason::NoProvider)?;
     Ok(Io::Leg(leg))

@@ -229,7 +229,11 @@ async fn a_bundle_that_is_not_right_leaves_the_last_good_view_and_the_next_one_i
     let views = ViewStore::open(ca.trust_store(), dir.path().join("views"), age).expect("opened");
     let link = link_to(&controller, &ca, &tasks);
     let (kept, tenant) = (views.clone(), "default".parse().expect("canonical"));
-    tasks.spawn("views", async move { link.keep_views(&kept).await });
+    let relays = RelayList::look_at(std::path::Path::new("nowhere"));
+    tasks.spawn(
+        "views",
+        async move { link.keep_views(&kept, &relays).await },
+    );
     let mut changes = views.changes();
     let mut seen = Vec::new();
     let ended = async {

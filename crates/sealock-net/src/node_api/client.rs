@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use sealock_core::address::HostPort;
-use sealock_core::name::{ServiceName, TenantName};
+use sealock_core::name::{Region, ServiceName, TenantName};
 use sealock_core::reason::Reason;
 use sealock_core::view::ViewVersion;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -211,7 +211,7 @@ impl NodeClient {
         Ok(identity.try_into()?)
     }
 
-    /// Watches views and trust; `have` are the versions that need not be sent again.
+    /// Watches views, trust and relays; `have` are the versions that need not be sent again.
     ///
     /// # Errors
     /// `IDENTITY_REVOKED`, or the controller is not there.
@@ -222,6 +222,21 @@ impl NodeClient {
         &self,
         have: &BTreeMap<TenantName, ViewVersion>,
     ) -> Result<Watch, CallError> {
+        self.watch_in(have, None).await
+    }
+
+    /// The same for a relay, which says where it is.
+    ///
+    /// # Errors
+    /// As of [`Self::watch`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn watch_in(
+        &self,
+        have: &BTreeMap<TenantName, ViewVersion>,
+        region: Option<&Region>,
+    ) -> Result<Watch, CallError> {
         let have = have
             .iter()
             .map(|(tenant, version)| proto::watch_request::Have {
@@ -231,6 +246,7 @@ impl NodeClient {
         let request = proto::WatchRequest {
             have: have.collect(),
             kept: self.kept,
+            region: region.map(ToString::to_string).unwrap_or_default(),
         };
         let mut client = self.generated.clone();
         let events = within(client.watch(request)).await?;

@@ -6,6 +6,7 @@ use sealock_core::view::{Delta, Entries, ViewVersion};
 
 use super::{DecisionRow, Issued, WatchEvent, proto};
 use crate::identity::Trust;
+use crate::relays::{RELAYS_LIMIT, Relay};
 use crate::tls::signed::SignedHead;
 
 /// A message that is well-formed, but says what it may not.
@@ -124,6 +125,9 @@ impl From<&WatchEvent> for proto::WatchEvent {
                 })
             }
             WatchEvent::Trust(trust) => Event::Trust(trust.into()),
+            WatchEvent::Relays(relays) => Event::Relays(proto::Relays {
+                relays: relays.iter().map(Into::into).collect(),
+            }),
         };
         Self { event: Some(event) }
     }
@@ -156,7 +160,46 @@ impl TryFrom<proto::WatchEvent> for WatchEvent {
                 })
             }
             Event::Trust(trust) => Ok(Self::Trust(trust.try_into()?)),
+            Event::Relays(list) if list.relays.len() > RELAYS_LIMIT => {
+                Err(BadMessage("number of relays"))
+            }
+            Event::Relays(list) => {
+                let relays = list.relays.into_iter().map(Relay::try_from);
+                Ok(Self::Relays(relays.collect::<Result<_, _>>()?))
+            }
         }
+    }
+}
+
+impl From<&Relay> for proto::Relay {
+    fn from(relay: &Relay) -> Self {
+        let region = relay.region.as_ref();
+        Self {
+            name: relay.name.to_string(),
+            addresses: relay.addresses.iter().map(ToString::to_string).collect(),
+            region: region.map(ToString::to_string).unwrap_or_default(),
+            connected: relay.connected,
+        }
+    }
+}
+
+impl TryFrom<proto::Relay> for Relay {
+    type Error = BadMessage;
+
+    fn try_from(relay: proto::Relay) -> Result<Self, BadMessage> {
+        let address = |text: &String| text.parse().map_err(|_| BadMessage("address"));
+        let region = Some(relay.region).filter(|text| !text.is_empty());
+        let region = region.map(|text| text.parse()).transpose();
+        Ok(Self {
+            name: relay.name.parse().map_err(|_| BadMessage("relay name"))?,
+            addresses: relay
+                .addresses
+                .iter()
+                .map(address)
+                .collect::<Result<_, _>>()?,
+            region: region.map_err(|_| BadMessage("region"))?,
+            connected: relay.connected,
+        })
     }
 }
 

@@ -102,6 +102,11 @@ impl Board {
         });
     }
 
+    /// Every session that is up.
+    pub(super) fn sessions(&self) -> Vec<Session> {
+        up(&self.0.borrow()).cloned().collect()
+    }
+
     /// A session began to retire.
     pub(super) fn touch(&self) {
         self.0.send_modify(|_slots| {});

@@ -97,6 +97,15 @@ impl Dialer {
         Self::new(ways, tls::relay_client(identity, trust))
     }
 
+    /// For a relay's connections to other relays.
+    #[must_use]
+    pub fn for_peers(endpoint: Endpoint, identity: &IdentityStore, trust: &TrustStore) -> Self {
+        Self {
+            endpoint,
+            tls: tls::mesh_client(identity, trust),
+        }
+    }
+
     /// For a node that joins: it has no certificate, and judges by the pin of its token.
     #[must_use]
     pub fn for_joining(ways: impl Into<Ways>, pin: CaPin) -> Self {

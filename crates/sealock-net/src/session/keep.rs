@@ -2,10 +2,12 @@
 //! it is lost.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use sealock_core::identity::Principal;
+use sealock_core::name::NodeName;
 use sealock_core::reason::Reason;
-use sealock_proto::wire::SessionKind;
+use sealock_proto::wire::{Drain, SessionKind};
 use tokio::sync::watch;
 
 use super::board::{Board, State};
@@ -13,6 +15,7 @@ use super::live::{self, Ended, Live};
 use super::seats::{self, Seat, Seats};
 use super::{Session, SessionConfig};
 use crate::task::Scope;
+use crate::transport::Connection;
 
 /// How many sessions an agent keeps, each with another relay.
 pub(super) fn slots(kind: SessionKind) -> usize {
@@ -30,14 +33,16 @@ struct Keeping {
 }
 
 pub(super) async fn keep(config: Arc<SessionConfig>, board: Board) {
-    let seats = Seats::new(&config.relays);
+    let seats = Seats::new(&config.relays, config.instance, config.region.clone());
+    seats.update(&config.list.current());
     let keeping = Arc::new(Keeping {
         config,
         board,
         seats,
     });
     let slots = (0..slots(keeping.config.kind)).map(|slot| keep_slot(Arc::clone(&keeping), slot));
-    futures_util::future::join_all(slots).await;
+    let slots = futures_util::future::join_all(slots);
+    tokio::join!(slots, keeping.follow_list(), keeping.survey());
 }
 
 async fn keep_slot(keeping: Arc<Keeping>, slot: usize) {
@@ -86,7 +91,10 @@ async fn hold(keeping: &Keeping, slot: usize, mut live: Live, mut seat: Seat) ->
             .board
             .set(slot, seat.address(), State::Up(session.clone()));
         let next = keeping.replacement(&session, &seat, live.renewed.clone());
-        let draining = || keeping.board.touch();
+        let draining = |drain: Drain| {
+            keeping.seats.add(&drain.successors);
+            keeping.board.touch();
+        };
         match live.run(&keeping.config, next, draining).await {
             Ended::Replaced(next) => {
                 let Next {
@@ -95,8 +103,10 @@ async fn hold(keeping: &Keeping, slot: usize, mut live: Live, mut seat: Seat) ->
                 } = *next;
                 live = newer;
                 if let Some(newer) = newer_seat {
-                    // The relay drains; others of this agent's sessions may come back to it when it has.
-                    seat.failed(Reason::Draining, std::time::Duration::ZERO);
+                    if session.is_retiring() {
+                        // The relay drains; another of this agent's sessions may come back to it when it has.
+                        seat.failed(Reason::Draining, Duration::ZERO);
+                    }
                     seat = newer;
                 }
                 // The next one is shown before anybody is told to leave this one.
@@ -123,7 +133,49 @@ pub(super) struct Next {
     seat: Option<Seat>,
 }
 
+/// Before the relays that are not in use are looked at for the first time: whoever starts has more to do.
+const FIRST_SURVEY: Duration = Duration::from_secs(5);
+const SURVEY_EVERY: Duration = Duration::from_secs(600); // distances change with routes, a few times a day
+
+/// The name of the relay at the other end.
+pub(super) fn relay_name(connection: &Connection) -> Option<NodeName> {
+    match &connection.peer()?.id.principal {
+        Principal::Relay(name) => Some(name.clone()),
+        Principal::Agent(_) | Principal::User { .. } | Principal::Controller(_) => None,
+    }
+}
+
 impl Keeping {
+    async fn follow_list(&self) {
+        let mut list = self.config.list.changes();
+        while list.changed().await.is_ok() {
+            let relays = Arc::clone(&list.borrow_and_update());
+            self.seats.update(&relays);
+        }
+    }
+
+    /// Measures from time to time how far the relays are, also those that no session is with.
+    async fn survey(&self) {
+        if self.config.kind == SessionKind::CallerOnly {
+            return; // a short-lived program takes what it finds
+        }
+        let mut pause = FIRST_SURVEY;
+        loop {
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = SURVEY_EVERY;
+            for session in self.board.sessions() {
+                self.seats.measured(session.relay(), None, session.rtt());
+            }
+            for address in self.seats.unheld() {
+                if let Ok(connection) = self.config.dialer.dial(&address).await {
+                    let name = relay_name(&connection);
+                    self.seats.measured(&address, name, connection.rtt());
+                    connection.close(Reason::Cancelled);
+                }
+            }
+        }
+    }
+
     async fn establish(&self, seat: &Seat) -> Result<Live, Failed> {
         let renewed = self.renewed();
         let relay = seat.address();
@@ -132,12 +184,11 @@ impl Keeping {
             tracing::debug!(%relay, err = %error, "dialling the relay failed");
             Failed::Reason(error.reason())
         })?;
-        if let Some(peer) = connection.peer()
-            && seat.is_doubled_by(&peer.id)
-        {
+        if relay_name(&connection).is_some_and(|name| seat.is_doubled_by(&name)) {
             connection.close(Reason::Cancelled);
             return Err(Failed::Doubled);
         }
+        self.seats.measured(relay, None, connection.rtt());
         let welcomed = live::welcome(&self.config, connection, relay, renewed).await;
         welcomed.map_err(Failed::Reason)
     }
@@ -151,8 +202,9 @@ impl Keeping {
 
     /// Waits for a cause to leave a session, and makes the one that takes its place while the old one still serves.
     ///
-    /// There are three causes: the identity was renewed, the relay drains (then the next one is with another relay, when
-    /// there is one that no other session is with), and the dialler found a better way to the same relay.
+    /// There are four causes: the identity was renewed, the relay drains (then the next one is with another relay, when
+    /// there is one that no other session is with), another relay is better by far, and the dialler found a better way
+    /// to the same relay.
     async fn replacement(
         &self,
         session: &Session,
@@ -167,7 +219,14 @@ impl Keeping {
                     let seat = self.seats.take().await;
                     let made = self.establish(&seat).await;
                     if let Err(Failed::Reason(reason)) = &made {
-                        seat.failed(*reason, std::time::Duration::ZERO);
+                        seat.failed(*reason, Duration::ZERO);
+                    }
+                    made.map(|live| Next { live, seat: Some(seat) })
+                }
+                seat = self.seats.take_better(seat), if !is_renewed => {
+                    let made = self.establish(&seat).await;
+                    if let Err(Failed::Reason(reason)) = &made {
+                        seat.failed(*reason, Duration::ZERO);
                     }
                     made.map(|live| Next { live, seat: Some(seat) })
                 }

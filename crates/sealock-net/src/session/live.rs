@@ -9,14 +9,15 @@ use sealock_core::address::HostPort;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_proto::session::{AgentEvent, AgentSide};
-use sealock_proto::wire::{Hello, Message, PROTOCOL_VERSION};
+use sealock_proto::wire::{Drain, Hello, Message, PROTOCOL_VERSION, Voucher};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::keep::Next;
+use super::keep::{Next, relay_name};
 use super::{Offered, Session, SessionConfig};
 use crate::message::{self, Inbox, ReadError};
 use crate::stream::Leg;
 use crate::task::Scope;
+use crate::tls::voucher::vouch;
 use crate::transport::{BiStream, Connection, Lost, SendHalf};
 
 /// A session that is up, with its control stream.
@@ -88,6 +89,7 @@ async fn greet(config: &SessionConfig, connection: &Connection) -> Result<(Contr
             instance: config.instance,
             kind: config.kind,
             software: env!("CARGO_PKG_VERSION").to_owned(),
+            voucher: voucher(config, connection),
         };
         writer.write(Message::Hello(hello).encode()).await?;
         let mut control = Control {
@@ -99,7 +101,7 @@ async fn greet(config: &SessionConfig, connection: &Connection) -> Result<(Contr
         match control.hear().await? {
             AgentEvent::Welcomed(welcome) => Ok((control, welcome.session)),
             AgentEvent::Left(reason) => Err(reason),
-            AgentEvent::Registered(_) | AgentEvent::Draining => Err(Reason::ProtocolViolation),
+            AgentEvent::Registered(_) | AgentEvent::Draining(_) => Err(Reason::ProtocolViolation),
         }
     };
     let outcome = tokio::time::timeout(WELCOME_DEADLINE, talk).await;
@@ -110,6 +112,16 @@ async fn greet(config: &SessionConfig, connection: &Connection) -> Result<(Contr
             .close_reason()
             .map_or(reason, |lost| lost.reason())
     })
+}
+
+/// The agent's word for being at this relay, by which its legs can be passed on to others.
+fn voucher(config: &SessionConfig, connection: &Connection) -> Option<Voucher> {
+    let relay = relay_name(connection)?;
+    let svid = config.identity.current()?;
+    let vouched = vouch(&svid, &relay, config.instance);
+    vouched
+        .inspect_err(|error| tracing::warn!(err = %error, "the agent's key cannot sign"))
+        .ok()
 }
 
 /// The control stream of a live session.
@@ -138,7 +150,7 @@ impl Live {
         &mut self,
         config: &SessionConfig,
         next: impl Future<Output = Next>,
-        draining: impl Fn(),
+        draining: impl Fn(Drain),
     ) -> Ended {
         let scope = Scope::new("session");
         let headless = Arc::new(Semaphore::new(HEADLESS_LIMIT));
@@ -150,6 +162,7 @@ impl Live {
             side,
             offered,
         } = &mut self.control;
+        let mut is_leaving = false;
         tokio::pin!(next);
         offers.mark_changed();
         loop {
@@ -157,21 +170,27 @@ impl Live {
                 biased; // news of the session before new work on it
                 lost = connection.closed() => return Ended::Lost(lost.reason()),
                 message = inbox.next() => match message {
-                    Ok(message) => on_message(side, message).map(|drains| {
-                        if drains {
+                    Ok(message) => on_message(side, message).map(|drain| {
+                        if let Some(drain) = drain {
                             session.retire();
-                            draining();
+                            draining(drain);
                         }
                     }),
                     Err(error) => Err(error.reason()),
                 },
                 next = &mut next => {
                     // Takes no new streams; a farewell that fails changes nothing.
-                    let _told = writer.write(Message::Drain.encode()).await;
+                    let _told = writer.write(Message::Drain(Drain::default()).encode()).await;
                     let _told = writer.finish();
                     return Ended::Replaced(Box::new(next));
                 }
-                Ok(()) = offers.changed() => {
+                () = config.farewell.cancelled(), if !is_leaving => {
+                    // The relay offers nothing more here; what runs goes on.
+                    is_leaving = true;
+                    let told = writer.write(Message::Drain(Drain::default()).encode()).await;
+                    told.map_err(Reason::from)
+                }
+                Ok(()) = offers.changed(), if !is_leaving => {
                     let wanted = offers.borrow_and_update().clone();
                     send_offers(side, writer, offered, wanted).await
                 }
@@ -191,8 +210,8 @@ impl Live {
     }
 }
 
-/// Takes a message of the relay; says whether it drains.
-fn on_message(side: &mut AgentSide, message: Message) -> Result<bool, Reason> {
+/// Takes a message of the relay; returns its farewell when it drains.
+fn on_message(side: &mut AgentSide, message: Message) -> Result<Option<Drain>, Reason> {
     match side
         .handle_message(message)
         .map_err(|violation| violation.0)?
@@ -204,14 +223,14 @@ fn on_message(side: &mut AgentSide, message: Message) -> Result<bool, Reason> {
                 "the relay does not know these services yet"
             );
         }
-        AgentEvent::Draining => {
+        AgentEvent::Draining(drain) => {
             tracing::info!("the relay is shutting down");
-            return Ok(true);
+            return Ok(Some(drain));
         }
         AgentEvent::Left(reason) => return Err(reason),
         AgentEvent::Welcomed(_) => return Err(Reason::ProtocolViolation),
     }
-    Ok(false)
+    Ok(None)
 }
 
 async fn send_offers(

@@ -121,9 +121,10 @@ fn each_boundary_lets_through_its_own_roles_and_nobody_else() {
         for client in ROLES {
             for server in ROLES {
                 let met = boundary(&of_role(&ca, client), &of_role(&ca, server), &trust);
-                // The controller takes agents and relays on one listener.
+                // The controller and the relay take agents and relays on one listener; there `admit` tells them apart.
                 let client_fits = client == client_role
-                    || (server_role == Role::Controller && client != Role::Controller);
+                    || (matches!(server_role, Role::Controller | Role::Relay)
+                        && client != Role::Controller);
                 let expected = client_fits && server == server_role;
                 assert_eq!(
                     met.both_fine(),

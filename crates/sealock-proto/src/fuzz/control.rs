@@ -100,13 +100,16 @@ fn name_of(message: &Message) -> &'static str {
         Message::Register(_) => "Register",
         Message::Withdraw(_) => "Withdraw",
         Message::Registered(_) => "Registered",
-        Message::Drain => "Drain",
+        Message::Drain(_) => "Drain",
         Message::Bye(_) => "Bye",
         Message::Open(_) => "Open",
         Message::Incoming(_) => "Incoming",
         Message::Opened(_) => "Opened",
         Message::Refused(_) => "Refused",
         Message::Controller => "Controller",
+        Message::Peer => "Peer",
+        Message::Presence(_) => "Presence",
+        Message::Forward(_) => "Forward",
     }
 }
 

@@ -134,6 +134,7 @@ impl World {
             instance,
             kind: SessionKind::Full,
             software: "0.1.0".into(),
+            voucher: None,
         });
         self.send(session, true, Body::Control(hello.encode()));
         Ok(())
@@ -167,9 +168,12 @@ impl World {
             | Message::Register(_)
             | Message::Withdraw(_)
             | Message::Registered(_)
-            | Message::Drain
+            | Message::Drain(_)
             | Message::Bye(_)
             | Message::Open(_)
+            | Message::Peer
+            | Message::Presence(_)
+            | Message::Forward(_)
             | Message::Controller => Err(Failure::NoMessage),
         }
     }
@@ -193,7 +197,7 @@ impl World {
                 }
                 Ok(())
             }
-            AgentEvent::Registered(_) | AgentEvent::Draining | AgentEvent::Left(_) => Ok(()),
+            AgentEvent::Registered(_) | AgentEvent::Draining(_) | AgentEvent::Left(_) => Ok(()),
         }
     }
 

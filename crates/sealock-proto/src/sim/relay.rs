@@ -125,9 +125,12 @@ impl World {
             | Message::Register(_)
             | Message::Withdraw(_)
             | Message::Registered(_)
-            | Message::Drain
+            | Message::Drain(_)
             | Message::Bye(_)
             | Message::Incoming(_)
+            | Message::Peer
+            | Message::Presence(_)
+            | Message::Forward(_)
             | Message::Controller => Err(Failure::NoMessage),
         }
     }

@@ -12,8 +12,9 @@ use sealock_core::reason::Reason;
 use crate::stream::Epoch;
 
 use super::{
-    DecodeError, Hello, Incoming, Message, Open, SERVICES_LIMIT, Services, SessionKind, StreamId,
-    Welcome,
+    CERTIFICATE_LIMIT, CHAIN_LIMIT, DecodeError, Drain, Forward, Hello, Incoming, Message, Open,
+    PRESENCE_LIMIT, Presence, SERVICES_LIMIT, SUCCESSORS_LIMIT, Services, SessionKind, StreamId,
+    Voucher, Welcome,
 };
 
 const HELLO: u8 = 0x01;
@@ -23,16 +24,20 @@ const REGISTERED: u8 = 0x04;
 const DRAIN: u8 = 0x05;
 const BYE: u8 = 0x06;
 const WITHDRAW: u8 = 0x07;
+const PEER: u8 = 0x08;
+const PRESENCE: u8 = 0x09;
 const OPEN: u8 = 0x10;
 const INCOMING: u8 = 0x11;
 const OPENED: u8 = 0x12;
 const REFUSED: u8 = 0x13;
 const CONTROLLER: u8 = 0x14;
+const FORWARD: u8 = 0x15;
 
 const SOFTWARE_LIMIT: usize = 64;
+const SIGNATURE_LIMIT: usize = 80; // ECDSA P-256 in ASN.1 has 72 bytes at most
 
 pub(super) fn is_known(kind: u8) -> bool {
-    matches!(kind, HELLO..=WITHDRAW | OPEN..=CONTROLLER)
+    matches!(kind, HELLO..=PRESENCE | OPEN..=FORWARD)
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -45,6 +50,44 @@ struct HelloBody {
     software: String,
     #[prost(bool, tag = "4")]
     caller_only: bool,
+    #[prost(message, optional, tag = "5")]
+    voucher: Option<VoucherBody>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct VoucherBody {
+    #[prost(int64, tag = "1")]
+    expires_ms: i64,
+    #[prost(bytes = "vec", tag = "2")]
+    signature: Vec<u8>,
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    chain: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ForwardBody {
+    #[prost(message, optional, tag = "1")]
+    open: Option<StreamBody>,
+    #[prost(bytes = "vec", tag = "2")]
+    instance: Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    voucher: Option<VoucherBody>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AgentBody {
+    #[prost(string, tag = "1")]
+    tenant: String,
+    #[prost(string, tag = "2")]
+    name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PresenceBody {
+    #[prost(message, repeated, tag = "1")]
+    here: Vec<AgentBody>,
+    #[prost(message, repeated, tag = "2")]
+    gone: Vec<AgentBody>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -78,6 +121,12 @@ struct StreamBody {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct DrainBody {
+    #[prost(string, repeated, tag = "1")]
+    successors: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct NameBody {
     #[prost(string, tag = "1")]
     name: String,
@@ -92,6 +141,7 @@ pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
                 instance: hello.instance.to_vec(),
                 software: hello.software.clone(),
                 caller_only: hello.kind == SessionKind::CallerOnly,
+                voucher: hello.voucher.as_ref().map(voucher),
             }
             .encode_to_vec(),
         ),
@@ -99,7 +149,13 @@ pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
         Message::Register(list) => (REGISTER, services(list)),
         Message::Withdraw(list) => (WITHDRAW, services(list)),
         Message::Registered(list) => (REGISTERED, services(list)),
-        Message::Drain => (DRAIN, Vec::new()),
+        Message::Drain(drain) => (
+            DRAIN,
+            DrainBody {
+                successors: drain.successors.iter().map(ToString::to_string).collect(),
+            }
+            .encode_to_vec(),
+        ),
         Message::Bye(reason) => (BYE, number(reason.number().into())),
         Message::Open(open) => (OPEN, open_body(open).encode_to_vec()),
         Message::Incoming(offer) => (INCOMING, incoming_body(offer).encode_to_vec()),
@@ -112,6 +168,28 @@ pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
         ),
         Message::Refused(reason) => (REFUSED, number(reason.number().into())),
         Message::Controller => (CONTROLLER, Vec::new()),
+        Message::Peer => (PEER, Vec::new()),
+        Message::Presence(presence) => (
+            PRESENCE,
+            PresenceBody {
+                here: presence.here.iter().map(agent).collect(),
+                gone: presence.gone.iter().map(agent).collect(),
+            }
+            .encode_to_vec(),
+        ),
+        Message::Forward(forward) => (
+            FORWARD,
+            ForwardBody {
+                open: Some(StreamBody {
+                    caller_tenant: forward.caller.tenant.to_string(),
+                    caller_name: forward.caller.name.to_string(),
+                    ..open_body(&forward.open)
+                }),
+                instance: forward.instance.to_vec(),
+                voucher: Some(voucher(&forward.voucher)),
+            }
+            .encode_to_vec(),
+        ),
     }
 }
 
@@ -130,6 +208,21 @@ fn services(list: &Services) -> Vec<u8> {
         names,
     }
     .encode_to_vec()
+}
+
+fn voucher(voucher: &Voucher) -> VoucherBody {
+    VoucherBody {
+        expires_ms: voucher.expires_ms,
+        signature: voucher.signature.clone(),
+        chain: voucher.chain.clone(),
+    }
+}
+
+fn agent(agent: &AgentId) -> AgentBody {
+    AgentBody {
+        tenant: agent.tenant.as_str().to_owned(),
+        name: agent.name.as_str().to_owned(),
+    }
 }
 
 fn open_body(open: &Open) -> StreamBody {
@@ -167,25 +260,11 @@ pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Message, DecodeError> {
         REGISTER => Message::Register(fields.services(body)?),
         WITHDRAW => Message::Withdraw(fields.services(body)?),
         REGISTERED => Message::Registered(fields.services(body)?),
-        DRAIN => Message::Drain,
+        DRAIN => Message::Drain(fields.drain(body)?),
         BYE => Message::Bye(Reason::from_number(fields.number(body)?)),
         OPEN => {
             let body: StreamBody = fields.body(body)?;
-            let (stream, epoch, service) = fields.stream(&body)?;
-            let provider = match body.provider.as_str() {
-                "" => None,
-                name => Some(fields.name("provider", name)?),
-            };
-            // A first leg goes to whoever provides; a later one to nobody but the one who holds the other end.
-            if provider.is_some() == (epoch == Epoch::FIRST) {
-                return Err(fields.invalid("provider"));
-            }
-            Message::Open(Open {
-                stream,
-                epoch,
-                service,
-                provider,
-            })
+            Message::Open(fields.open(&body)?)
         }
         INCOMING => {
             let body: StreamBody = fields.body(body)?;
@@ -207,6 +286,9 @@ pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Message, DecodeError> {
         }
         REFUSED => Message::Refused(Reason::from_number(fields.number(body)?)),
         CONTROLLER => Message::Controller,
+        PEER => Message::Peer,
+        PRESENCE => Message::Presence(fields.presence(body)?),
+        FORWARD => Message::Forward(Box::new(fields.forward(body)?)),
         unknown => return Err(DecodeError::UnknownType(unknown)),
     })
 }
@@ -258,6 +340,7 @@ impl Fields {
             instance,
             kind,
             software: body.software,
+            voucher: body.voucher.map(|body| self.voucher(body)).transpose()?,
         })
     }
 
@@ -270,6 +353,87 @@ impl Fields {
         Ok(Services {
             sequence: body.sequence,
             names: names.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn voucher(self, body: VoucherBody) -> Result<Voucher, DecodeError> {
+        let is_bounded = body.chain.len() <= CHAIN_LIMIT
+            && body.chain.iter().all(|der| der.len() <= CERTIFICATE_LIMIT)
+            && body.signature.len() <= SIGNATURE_LIMIT;
+        if !is_bounded {
+            return Err(self.invalid("voucher"));
+        }
+        Ok(Voucher {
+            expires_ms: body.expires_ms,
+            signature: body.signature,
+            chain: body.chain,
+        })
+    }
+
+    fn agent(self, body: &AgentBody) -> Result<AgentId, DecodeError> {
+        Ok(AgentId {
+            tenant: self.name("tenant", &body.tenant)?,
+            name: self.name("name", &body.name)?,
+        })
+    }
+
+    fn presence(self, body: &[u8]) -> Result<Presence, DecodeError> {
+        let body: PresenceBody = self.body(body)?;
+        if body.here.len() + body.gone.len() > PRESENCE_LIMIT {
+            return Err(self.invalid("agents"));
+        }
+        let read = |list: &[AgentBody]| -> Result<Vec<AgentId>, DecodeError> {
+            list.iter().map(|body| self.agent(body)).collect()
+        };
+        Ok(Presence {
+            here: read(&body.here)?,
+            gone: read(&body.gone)?,
+        })
+    }
+
+    fn forward(self, body: &[u8]) -> Result<Forward, DecodeError> {
+        let body: ForwardBody = self.body(body)?;
+        let stream = body.open.ok_or_else(|| self.invalid("open"))?;
+        let caller = AgentId {
+            tenant: self.name("caller_tenant", &stream.caller_tenant)?,
+            name: self.name("caller_name", &stream.caller_name)?,
+        };
+        let voucher = body.voucher.ok_or_else(|| self.invalid("voucher"))?;
+        Ok(Forward {
+            open: self.open(&stream)?,
+            caller,
+            instance: self.sixteen("instance", &body.instance)?,
+            voucher: self.voucher(voucher)?,
+        })
+    }
+
+    fn drain(self, body: &[u8]) -> Result<Drain, DecodeError> {
+        let body: DrainBody = self.body(body)?;
+        if body.successors.len() > SUCCESSORS_LIMIT {
+            return Err(self.invalid("successors"));
+        }
+        let parse = |text: &String| self.name("successors", text);
+        let successors = body.successors.iter().map(parse);
+        Ok(Drain {
+            successors: successors.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn open(self, body: &StreamBody) -> Result<Open, DecodeError> {
+        let (stream, epoch, service) = self.stream(body)?;
+        let provider = match body.provider.as_str() {
+            "" => None,
+            name => Some(self.name("provider", name)?),
+        };
+        // A first leg goes to whoever provides; a later one to nobody but the one who holds the other end.
+        if provider.is_some() == (epoch == Epoch::FIRST) {
+            return Err(self.invalid("provider"));
+        }
+        Ok(Open {
+            stream,
+            epoch,
+            service,
+            provider,
         })
     }
 

@@ -17,7 +17,7 @@ use crate::cli::{Common, Json};
 use crate::failure::{self, Failure};
 use crate::print;
 use crate::settings::{self, Kind, Places};
-use crate::signals::Stop;
+use crate::signals::{Stop, Wish};
 
 /// How long a start waits for the relay before it tells that it goes on waiting.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,14 +54,30 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
     // The order is free: a trouble that waiting cannot mend ends the agent as a signal does.
     let outcome = tokio::select! {
         outcome = keep(&agent) => outcome,
-        () = stop.asked() => Ok(()),
+        wish = stop.wished() => Ok(wish),
     };
-    agent.stop().await;
-    outcome
+    match outcome {
+        Ok(Wish::Politely) => {
+            // The order is free: a second wish ends the drain by dropping it.
+            tokio::select! {
+                () = agent.drain(config.agent.drain_time) => {}
+                () = stop.asked() => {}
+            }
+            Ok(())
+        }
+        Ok(Wish::Now) => {
+            agent.stop().await;
+            Ok(())
+        }
+        Err(error) => {
+            agent.stop().await;
+            Err(error)
+        }
+    }
 }
 
 /// Tells once why the agent is not ready, and ends when waiting cannot mend it.
-async fn keep(agent: &AgentHandle) -> anyhow::Result<()> {
+async fn keep(agent: &AgentHandle) -> anyhow::Result<Wish> {
     match agent.ready(PATIENCE).await {
         Ok(()) => {}
         Err(reason) if reason.is_transient() => waiting(reason),
@@ -99,6 +115,7 @@ pub(crate) fn config(config: &Config, seat: Seat) -> anyhow::Result<AgentConfig>
     Ok(AgentConfig {
         dir: places.agent(),
         relays: places.relays()?,
+        region: config.agent.region.clone(),
         kind,
         ways: settings::ways(config)?,
         max_policy_age: config.agent.max_policy_age,

@@ -1,6 +1,7 @@
 //! `sealock relay`: the role that joins what it cannot read; and the list of relays.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use sealock_core::address::HostPort;
@@ -11,7 +12,7 @@ use sealock_core::reason::Reason;
 use sealock_net::identity::{IdentityDir, Trust};
 use sealock_net::join::{self, JoinError};
 use sealock_net::recover::recover_relay;
-use sealock_relay::RelayConfig;
+use sealock_relay::{RelayConfig, RelayHandle};
 
 use super::ask;
 use super::join::{forget_views, naming, read_token};
@@ -20,7 +21,7 @@ use crate::cli::{Common, Json, Relay};
 use crate::failure::Failure;
 use crate::print;
 use crate::settings::{self, Kind, Places, flag};
-use crate::signals::Stop;
+use crate::signals::{Stop, Wish};
 
 const NEW_TOKEN: &str =
     "`sealock token create --role relay` on the controller's machine prints the line to type here";
@@ -74,9 +75,8 @@ pub(crate) async fn run(common: &Common, flags: Relay) -> anyhow::Result<()> {
             "  {doubt}. If they should come from elsewhere, restart with --advertise HOST."
         ));
     }
-    stop.asked().await;
-    print::error("stopping");
-    relay.stop().await;
+    let wish = stop.wished().await;
+    wind_down(relay, wish, config.relay.drain_time, &mut stop).await;
     Ok(())
 }
 
@@ -96,6 +96,24 @@ async fn come_back(dir: &IdentityDir, controller: &HostPort) -> anyhow::Result<(
             };
             let failure = Failure::of(error.reason()).about("this relay's certificate has ended");
             Err(failure.hint(hint).into())
+        }
+    }
+}
+
+/// Ends a relay as it was asked to: at once, or when what flows through it has moved on. A second wish ends it at once.
+pub(crate) async fn wind_down(relay: RelayHandle, wish: Wish, limit: Duration, stop: &mut Stop) {
+    match wish {
+        Wish::Now => {
+            print::error("stopping");
+            relay.stop().await;
+        }
+        Wish::Politely => {
+            print::error("draining; a second signal ends it at once");
+            // The order is free: a second wish ends the drain by dropping it.
+            tokio::select! {
+                () = relay.drain(limit) => {}
+                () = stop.asked() => {}
+            }
         }
     }
 }
@@ -191,6 +209,7 @@ pub(crate) fn config(
         max_sessions: usize::try_from(part.max_sessions).unwrap_or(usize::MAX),
         max_streams_per_session: part.max_streams_per_session,
         admin: settings::admin_address(config, Role::Relay),
+        region: part.region.clone(),
     }
 }
 

@@ -185,8 +185,13 @@ fn show_agent(it: &StatusResponse) {
             (false, _, None) => "connecting".to_owned(),
         };
         let since = print::time(session.since);
+        let choice = if session.preferred && it.sessions.len() > 1 {
+            ", preferred"
+        } else {
+            ""
+        };
         print::line(&format!(
-            "  relay {}: {state}, since {since}",
+            "  relay {}: {state}{choice}, since {since}",
             session.relay
         ));
         for it in &session.passed_over {

@@ -58,9 +58,8 @@ pub(crate) async fn run(common: &Common, flags: &Up) -> anyhow::Result<()> {
     let controller = controller::start(controller_config, &scope).await?;
     let relay = start_relay(&config, &controller, &public).await?;
     welcome(&controller, &public, first.then_some(starter)).await?;
-    stop.asked().await;
-    print::error("stopping");
-    relay.stop().await;
+    let wish = stop.wished().await;
+    relay_role::wind_down(relay, wish, config.relay.drain_time, &mut stop).await;
     scope.shutdown(GRACE).await;
     Ok(())
 }

@@ -80,6 +80,7 @@ impl Deployment {
         let agent = sealock_agent::start(AgentConfig {
             dir,
             relays: vec![HostPort::from(self.relay.listen)],
+            region: None,
             kind,
             ways: Default::default(),
             max_policy_age: DAY,
@@ -172,6 +173,7 @@ pub(crate) async fn start_relay(
         max_sessions: 100,
         max_streams_per_session: 1_000,
         admin: None,
+        region: None,
     });
     Ok(relay.await?)
 }

@@ -297,6 +297,7 @@ async fn an_agent_whose_relay_is_gone_says_so_in_seconds() -> Result<()> {
     let after = sealock_agent::start(AgentConfig {
         dir: state.path().join("caller"),
         relays: vec![gone],
+        region: None,
         kind: SessionKind::CallerOnly,
         ways: Default::default(),
         max_policy_age: DAY,

@@ -38,6 +38,7 @@ fn config(deployment: &Deployment, name: &str, relay: HostPort) -> AgentConfig {
     AgentConfig {
         dir: deployment.state.path().join(name),
         relays: vec![relay],
+        region: None,
         kind: SessionKind::Full,
         ways: Default::default(),
         max_policy_age: DAY,

@@ -142,7 +142,8 @@ impl World {
     }
 
     pub(crate) async fn relay_with(&self, limits: RelayLimits) -> Result<RelayHandle> {
-        let dir = self.dir("relay", &self.svid("relay/relay-1")?)?;
+        let name = limits.name;
+        let dir = self.dir(name, &self.svid(&format!("relay/{name}"))?)?;
         let config = RelayConfig {
             dir,
             listen: limits.listen,
@@ -152,6 +153,7 @@ impl World {
             max_sessions: 100,
             max_streams_per_session: limits.streams,
             admin: None,
+            region: None,
         };
         Ok(sealock_relay::start(config).await?)
     }
@@ -166,6 +168,7 @@ impl World {
         Ok(AgentConfig {
             dir,
             relays: vec![HostPort::from(relay)],
+            region: None,
             kind,
             ways: Default::default(),
             max_policy_age: DAY,
@@ -264,6 +267,7 @@ impl ResolvesClientCert for NoCertificate {
 
 /// What a relay of a test allows.
 pub(crate) struct RelayLimits {
+    pub(crate) name: &'static str,
     pub(crate) listen: SocketAddr,
     pub(crate) streams: u32,
     pub(crate) max_policy_age: Duration,
@@ -273,6 +277,7 @@ pub(crate) struct RelayLimits {
 impl Default for RelayLimits {
     fn default() -> Self {
         Self {
+            name: "relay-1",
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             streams: 1_000,
             max_policy_age: DAY,
@@ -335,6 +340,7 @@ pub(crate) fn hello(kind: SessionKind, instance: [u8; 16]) -> Message {
         instance,
         kind,
         software: "test".to_owned(),
+        voucher: None,
     })
 }
 

@@ -153,6 +153,7 @@ impl Held {
                 "delta"
             }
             WatchEvent::Trust(_) => "trust",
+            WatchEvent::Relays(_) => "relays",
         }
     }
 

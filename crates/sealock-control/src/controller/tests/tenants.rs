@@ -46,6 +46,7 @@ const FIELDS: &[(&str, &str, Holds)] = &[
     ("Have", "version", Holds::NoName),
     ("WatchRequest", "have", Holds::Message),
     ("WatchRequest", "kept", Holds::NoName),
+    ("WatchRequest", "region", Holds::NoName),
     ("Offer", "name", Holds::Name(Named::Service)),
     ("Offer", "labels", Holds::NoName),
     ("RegisterRequest", "generation", Holds::NoName),
@@ -238,6 +239,7 @@ impl Tenants {
                 let request = proto::WatchRequest {
                     have: vec![have],
                     kept: false,
+                    ..Default::default()
                 };
                 let mut events = raw.watch(request).await.expect("served").into_inner();
                 // The own view comes whatever was asked for; how often it changes just now says nothing.
@@ -308,7 +310,7 @@ fn head_of(event: proto::watch_event::Event) -> String {
     let head = match event {
         Event::Full(full) => full.head,
         Event::Delta(delta) => delta.head,
-        Event::Trust(_) => return "all".to_owned(),
+        Event::Trust(_) | Event::Relays(_) => return "all".to_owned(),
     };
     let head = head.expect("a head").head;
     let head: serde_json::Value = serde_json::from_slice(&head).expect("JSON");
