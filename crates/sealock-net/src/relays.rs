@@ -85,7 +85,9 @@ mod tests {
     #[test]
     fn a_list_is_there_again_after_a_restart_and_a_damaged_one_is_empty() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("known-relays.json");
+        let dir = dir.path().join("private");
+        files::ensure_private_dir(&dir).expect("a private directory");
+        let path = dir.join("known-relays.json");
         let relay = Relay {
             name: "eu-1".parse().expect("a name"),
             addresses: vec!["relay.example:7443".parse().expect("an address")],

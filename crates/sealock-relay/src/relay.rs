@@ -424,7 +424,8 @@ impl RelayHandle {
     pub async fn stop(self) {
         self.doors.close(Reason::Draining);
         self.outwards.close(Reason::Draining);
-        drop(self.standing);
+        // Waited for: whoever takes this relay's place wants its address at once.
+        self.standing.shutdown(Duration::ZERO).await;
         // Agents that dial again at once would keep it busy for ever.
         tokio::time::timeout(CLOSE_GRACE, self.doors.wait_idle())
             .await

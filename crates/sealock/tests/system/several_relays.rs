@@ -66,6 +66,15 @@ pub(crate) async fn holds(relay: &RelayHandle, agent: &str, offers: usize) -> Re
     until(&format!("{agent} is at {}", relay.id), READY, there).await
 }
 
+/// Ends the opens also when a drain failed.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 async fn two_relays(world: &World) -> Result<[RelayHandle; 2]> {
     let first = world.relay_called(RELAYS[0], free_udp_port()?).await?;
     let second = world.relay_called(RELAYS[1], free_udp_port()?).await?;
@@ -150,6 +159,7 @@ async fn relays_are_drained_in_turn_and_no_open_fails() -> Result<()> {
         (failed, slowest)
     };
     let drains = async {
+        let _stops = Stop(stop);
         for round in 0..6 {
             let next = round % 2;
             let relay = relays.remove(0);
@@ -162,7 +172,6 @@ async fn relays_are_drained_in_turn_and_no_open_fails() -> Result<()> {
             holds(&again, "caller", 0).await?;
             relays.push(again);
         }
-        stop.store(true, Ordering::Relaxed);
         anyhow::Ok(())
     };
     let ((failed, slowest), drained) = tokio::join!(opens, drains);
