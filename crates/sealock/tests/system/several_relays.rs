@@ -56,6 +56,20 @@ impl World {
     }
 }
 
+/// A relay where another one was: its socket is free when the last of its connections is.
+async fn relay_again(world: &World, name: &'static str, listen: SocketAddr) -> Result<RelayHandle> {
+    let again = async {
+        loop {
+            match world.relay_called(name, listen).await {
+                Ok(relay) => return relay,
+                Err(_taken) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let relay = tokio::time::timeout(READY, again).await;
+    relay.context("the address does not become free")
+}
+
 /// Waits until the relay holds a session of the agent; with offers when it should.
 pub(crate) async fn holds(relay: &RelayHandle, agent: &str, offers: usize) -> Result<()> {
     let there = || {
@@ -167,7 +181,7 @@ async fn relays_are_drained_in_turn_and_no_open_fails() -> Result<()> {
             tokio::time::timeout(LONG_DRAIN / 2, relay.drain(LONG_DRAIN))
                 .await
                 .with_context(|| format!("{id} did not end though all had left"))?;
-            let again = world.relay_called(RELAYS[next], at[next]).await?;
+            let again = relay_again(&world, RELAYS[next], at[next]).await?;
             holds(&again, "provider", 1).await?;
             holds(&again, "caller", 0).await?;
             relays.push(again);
@@ -208,7 +222,7 @@ async fn a_relay_that_drains_keeps_its_flows_and_takes_no_new_ones() -> Result<(
     drop(stream);
     tokio::time::timeout(READY, draining).await??;
     // The only relay is back: so are the agents, without anybody's help.
-    let _again = world.relay_called(RELAYS[0], at).await?;
+    let _again = relay_again(&world, RELAYS[0], at).await?;
     eventually(listen, b"again").await?;
     Ok(())
 }
