@@ -99,11 +99,8 @@ impl Dialer {
 
     /// For a relay's connections to other relays.
     #[must_use]
-    pub fn for_peers(endpoint: Endpoint, identity: &IdentityStore, trust: &TrustStore) -> Self {
-        Self {
-            endpoint,
-            tls: tls::mesh_client(identity, trust),
-        }
+    pub fn for_peers(ways: impl Into<Ways>, identity: &IdentityStore, trust: &TrustStore) -> Self {
+        Self::new(ways, tls::mesh_client(identity, trust))
     }
 
     /// For a node that joins: it has no certificate, and judges by the pin of its token.
