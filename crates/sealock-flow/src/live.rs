@@ -14,6 +14,7 @@ use sealock_core::reason::Reason;
 use tokio::sync::Notify;
 
 use crate::arrival::InletKind;
+use crate::outlet::session::Carried;
 
 /// A flow's number in its process, for logs and access records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,11 +41,19 @@ pub struct LiveFlow {
     pub bytes_up: AtomicU64,
     /// Bytes from far to near.
     pub bytes_down: AtomicU64,
+    /// Its place in the load of the provider that it goes to, at a relay.
+    carried: OnceLock<Carried>,
     revoked: OnceLock<Reason>,
     wake: Notify,
 }
 
 impl LiveFlow {
+    /// Counts the flow in a provider's load until the flow ends.
+    pub(crate) fn count_at(&self, carried: Carried) {
+        // A plan ends with the first way that opens, so there is no second one.
+        let _first = self.carried.set(carried);
+    }
+
     /// Takes the flow's permit back; the first reason stays.
     pub fn revoke(&self, reason: Reason) {
         if self.revoked.set(reason).is_ok() {
@@ -94,6 +103,7 @@ impl LiveFlows {
             began: Instant::now(),
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
+            carried: OnceLock::new(),
             revoked: OnceLock::new(),
             wake: Notify::new(),
         });

@@ -15,7 +15,7 @@ use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
 use sealock_core::view::View;
 use sealock_flow::arrival::Vouched;
-use sealock_flow::outlet::session::Provider;
+use sealock_flow::outlet::session::{Load, Provider};
 use sealock_net::identity::PeerIdentity;
 use sealock_net::transport::{Connection, Lost};
 use sealock_proto::wire::{Hello, SessionKind};
@@ -61,6 +61,8 @@ pub struct Directory {
 struct Slots {
     full: Option<Arc<Live>>,
     callers: Vec<Arc<Live>>,
+    /// What the agent carries through this relay, over all its sessions.
+    load: Load,
     /// Earlier sessions of the same process, alive for the streams that still run on them.
     retired: Vec<Arc<Live>>,
 }
@@ -197,8 +199,8 @@ impl Directory {
         self.touch();
     }
 
-    /// The connected agents that offer the service and may, by the view; another one first each time. Who holds a stream's
-    /// other end is among them even when it offers the service no more: the stream was opened while it did.
+    /// The connected agents that offer the service and may, by the view: the one with the fewest legs first, and among equals
+    /// another one each time. Who holds a stream's other end is among them even when it offers the service no more: the stream was opened while it did.
     #[must_use]
     pub(crate) fn providers(
         &self,
@@ -216,26 +218,31 @@ impl Directory {
             name: name.clone(),
         };
         let offering = |live: &&Arc<Live>| {
-            holder == Some(&live.agent.name) || live.offers.lock().contains(service)
+            // On a session that it left the agent answers for a short while only; it is at another relay by then.
+            let holds =
+                holder == Some(&live.agent.name) && !live.is_leaving.load(Ordering::Relaxed);
+            holds || live.offers.lock().contains(service)
         };
-        let mut found: Vec<Arc<Live>> = known
+        let mut found: Vec<Provider> = known
             .providers
             .iter()
-            .filter_map(|name| sessions.get(&id(name))?.full.as_ref())
-            .filter(offering)
-            .map(Arc::clone)
+            .filter_map(|name| {
+                let slots = sessions.get(&id(name))?;
+                let live = slots.full.as_ref().filter(offering)?;
+                Some(Provider {
+                    agent: live.agent.clone(),
+                    connection: live.connection.clone(),
+                    load: slots.load.clone(),
+                })
+            })
             .collect();
         drop(sessions);
         let turn = self.inner.turn.fetch_add(1, Ordering::Relaxed);
         let first = turn % found.len().max(1);
         found.rotate_left(first);
+        // Cached: loads change while they are compared.
+        found.sort_by_cached_key(|provider| provider.load.legs());
         found
-            .into_iter()
-            .map(|live| Provider {
-                agent: live.agent.clone(),
-                connection: live.connection.clone(),
-            })
-            .collect()
     }
 
     /// Closes every session that `verdict` no longer lets in; returns how many.

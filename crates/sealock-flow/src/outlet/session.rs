@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -159,6 +160,35 @@ pub struct Provider {
     pub agent: AgentId,
     /// The connection of its session.
     pub connection: Connection,
+    /// What it carries through this relay.
+    pub load: Load,
+}
+
+/// How many legs to an agent a relay carries, or opens at this moment; clones share the count.
+#[derive(Debug, Clone, Default)]
+pub struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    /// The legs, as of now.
+    #[must_use]
+    pub fn legs(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self) -> Carried {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Carried(self.clone())
+    }
+}
+
+/// One leg of a load, counted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Carried(Load);
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How long a provider that has all its streams in use may take to free one; then the next provider is tried.
@@ -167,6 +197,8 @@ const STREAM_WAIT: Duration = Duration::from_secs(2);
 /// Opens a leg to the provider. It answers the caller itself, through the leg.
 pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Result<Io, Reason> {
     let head = opening.leg.ok_or(Reason::Internal)?;
+    // Before the first wait, so that opens at the same moment spread too.
+    let carried = provider.load.enter();
     let mut leg = tokio::time::timeout(STREAM_WAIT, provider.connection.open_bi())
         .await
         .map_err(|_elapsed| Reason::Overloaded)?
@@ -181,6 +213,7 @@ pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Resul
         .write(incoming.encode())
         .await
         .map_err(|_lost| Reason::NoProvider)?;
+    opening.flow.count_at(carried);
     Ok(Io::Leg(leg))
 }
 
@@ -219,4 +252,20 @@ pub(super) async fn hand_over(peer: &PeerRelay, opening: &Opening<'_>) -> Result
         .await
         .map_err(|_lost| Reason::NoProvider)?;
     Ok(Io::Leg(leg))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leg_counts_from_its_opening_to_its_end_and_never_twice() {
+        let load = Load::default();
+        let (first, second) = (load.enter(), load.clone().enter());
+        assert_eq!(load.legs(), 2);
+        drop(first);
+        assert_eq!(load.legs(), 1);
+        drop(second);
+        assert_eq!(load.legs(), 0);
+    }
 }

@@ -153,3 +153,36 @@ async fn an_ill_provider_is_left_out_until_it_is_well_and_keeps_its_flows() -> R
     deployment.stop().await;
     Ok(())
 }
+
+// D2: new flows go to the provider that carries the fewest, not to each in turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_flows_go_to_the_least_loaded_provider() -> Result<()> {
+    let tasks = Scope::new("test");
+    let (deployment, [first, second], caller) = cast().await?;
+    assert!(first.offer(offer(lettered(&tasks, b'a').await?)?));
+    let listen = listen_for(&caller).await?;
+    until(listen, |found| found == "aaaa").await?;
+    assert!(second.offer(offer(lettered(&tasks, b'b').await?)?));
+    until(listen, |found| found.contains('b')).await?;
+    let mut kept = Vec::new();
+    let mut counts = [0, 0];
+    while kept.len() < 20 {
+        let (letter, stream) = who(listen).await?;
+        counts[usize::from(letter - b'a')] += 1;
+        kept.push((letter, stream));
+    }
+    assert!(
+        counts.iter().all(|count| (8..=12).contains(count)),
+        "{counts:?}"
+    );
+    kept.retain(|(letter, _)| *letter == b'a');
+    // The second has none now, as soon as the relay knows; turns alone would give the first every other flow.
+    until(listen, |found| found == "bbbb").await?;
+    for _ in 0..3 {
+        let (letter, stream) = who(listen).await?;
+        assert_eq!(letter, b'b');
+        kept.push((letter, stream));
+    }
+    deployment.stop().await;
+    Ok(())
+}
