@@ -107,10 +107,10 @@ impl Known {
 }
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100); // a relay restart takes less than a second
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3); // live streams wait for nothing else
 const HOPELESS_PAUSE: Duration = Duration::from_secs(60); // where only a person can help
 const SUPERSEDED_PAUSE: Duration = Duration::from_secs(120); // two machines with one identity swap once a minute at most
-const STABLE: Duration = Duration::from_secs(10); // a session that lived so long starts the back-off anew
+const STABLE: Duration = Duration::from_secs(2); // a session that lived so long starts the back-off anew
 
 impl Seats {
     pub(super) fn new(given: &[HostPort], seed: [u8; 16], region: Option<Region>) -> Self {

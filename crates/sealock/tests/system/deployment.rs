@@ -178,8 +178,14 @@ pub(crate) async fn start_relay(
     Ok(relay.await?)
 }
 
+/// A port that is free for a relay, which listens on UDP and TCP.
 pub(crate) fn free_udp_port() -> Result<SocketAddr> {
-    Ok(std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
+    loop {
+        let address = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        if std::net::TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
 }
 
 pub(crate) async fn token(

@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
 use crate::deployment::{READY, address, any_port, eventually, expose_echo};
+use crate::several_relays::{LONG_DRAIN, holds, two_relays};
 use crate::world::{self, Raw, World};
 
 /// How long a stream may stand still while its relay is away and comes back, on a machine that does much else.
@@ -186,6 +187,42 @@ async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
         *front.relay.lock() = relay.listen;
     }
     traffic.moves().await?;
+    traffic.finish().await
+}
+
+// K2: streams leave a relay that drains before it ends: it does not have to wait for them, and they lose nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_leave_a_relay_that_drains_for_another_one() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let [first, second] = two_relays(&world).await?;
+    let at = [first.listen, second.listen];
+    let provider = world.agent_of("provider", SessionKind::Full, &at).await?;
+    let caller = world.agent_of("caller", SessionKind::Full, &at).await?;
+    expose_echo(&provider, &tasks).await?;
+    let port = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
+    eventually(port, b"warm").await?;
+    let traffic = Traffic::start(port, 4).await?;
+    traffic.moves().await?;
+    // Whichever carries them: the other one takes all of them over.
+    for relay in [&first, &second] {
+        holds(relay, "provider", 1).await?;
+    }
+    let carries = |relay: &RelayHandle| relay.live.len() >= 4;
+    world::until("one relay carries them all", READY, || {
+        carries(&first) || carries(&second)
+    })
+    .await?;
+    let (drained, left) = if carries(&first) {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    tokio::time::timeout(LONG_DRAIN / 2, drained.drain(LONG_DRAIN))
+        .await
+        .context("the relay waits for streams that do not leave it")?;
+    traffic.moves().await?;
+    ensure!(carries(&left), "the other relay carries them");
     traffic.finish().await
 }
 
