@@ -211,7 +211,7 @@ impl Entry {
                 Ok(_) => return Reason::ProtocolViolation,
                 Err(error) => {
                     let closed = connection.close_reason();
-                    return closed.map_or(error.reason(), |lost| lost.reason());
+                    return closed.map_or_else(|| error.reason(), |lost| lost.reason());
                 }
             };
             let mut known = self.peers.known.lock();
@@ -277,10 +277,11 @@ async fn greet(
     let hear = async {
         let BiStream { recv, send } = connection.accept_bi().await?;
         let mut inbox = Inbox::new(recv);
-        match inbox.next().await.map_err(ReadError::reason)? {
-            Message::Peer => Ok((inbox, send)),
-            _ => Err(Reason::ProtocolViolation),
+        let first = inbox.next().await.map_err(ReadError::reason)?;
+        if first != Message::Peer {
+            return Err(Reason::ProtocolViolation);
         }
+        Ok((inbox, send))
     };
     let heard = tokio::time::timeout(WORD_DEADLINE, hear).await;
     heard.unwrap_or(Err(Reason::HandshakeTimeout))

@@ -40,11 +40,14 @@ const SEEN_LIMIT: usize = 16_384; // × about 400 bytes
 /// How long a voucher is believed without another look at its chain: roots can be taken out of trust.
 const SEEN_FOR: Duration = Duration::from_secs(60);
 
+/// Whom a voucher proved, and when it was looked at, by what the verdict depends on.
+type Seen = HashMap<[u8; 32], (PeerIdentity, Instant)>;
+
 /// Verifies vouchers, each once a minute; clones share what they have seen.
 #[derive(Debug, Clone)]
 pub struct VoucherCheck {
     trust: TrustStore,
-    seen: Arc<Mutex<HashMap<[u8; 32], (PeerIdentity, Instant)>>>,
+    seen: Arc<Mutex<Seen>>,
 }
 
 impl VoucherCheck {
