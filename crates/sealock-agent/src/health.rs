@@ -89,9 +89,12 @@ trait Conversation: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Conversation for T {}
 
 async fn connect(target: &Target) -> Result<Box<dyn Conversation>, CheckFailure> {
-    let failed = |reason| match reason {
-        Reason::TargetTimeout => CheckFailure::Timeout,
-        reason => CheckFailure::Target(reason),
+    let failed = |reason| {
+        if reason == Reason::TargetTimeout {
+            CheckFailure::Timeout
+        } else {
+            CheckFailure::Target(reason)
+        }
     };
     Ok(match target {
         Target::Tcp(address) => Box::new(direct::open(address).await.map_err(failed)?),
@@ -155,15 +158,16 @@ async fn command(words: &[String]) -> Result<(), CheckFailure> {
 mod tests {
     use std::time::Duration;
 
+    use sealock_net::task::Scope;
     use tokio::net::TcpListener;
 
     use super::*;
 
-    /// Answers every connection with these bytes.
-    async fn server(answer: &'static [u8]) -> Target {
+    /// Answers every connection with these bytes, for as long as the scope lives.
+    async fn server(tasks: &Scope, answer: &'static [u8]) -> Target {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound");
-        tokio::spawn(async move {
+        tasks.spawn("server", async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut request = [0; 512];
                 let _read = stream.read(&mut request).await;
@@ -188,7 +192,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_tcp_check_passes_while_somebody_listens() {
-        assert_eq!(tried("tcp", &server(b"").await).await, Ok(()));
+        let tasks = Scope::new("test");
+        let listens = server(&tasks, b"").await;
+        assert_eq!(tried("tcp", &listens).await, Ok(()));
         let refused = Err(CheckFailure::Target(Reason::TargetRefused));
         assert_eq!(tried("tcp", &nobody().await).await, refused);
     }
@@ -207,7 +213,8 @@ mod tests {
             (b"HTTP", Err(CheckFailure::NotHttp)),
         ];
         for (answer, outcome) in cases {
-            let target = server(answer).await;
+            let tasks = Scope::new("test");
+            let target = server(&tasks, answer).await;
             assert_eq!(tried("http:/health", &target).await, outcome);
         }
     }

@@ -149,7 +149,7 @@ async fn taking_a_rule_back_resets_the_live_flows_that_it_allowed() -> Result<()
         id: "starter".parse()?,
     };
     live.deployment.admin::<policy::Remove>(&remove).await?;
-    live.expect_cut().await
+    Box::pin(live.expect_cut()).await
 }
 
 // H3: a revoked agent's live flows are cut, and it gets no new session.
@@ -161,7 +161,7 @@ async fn revoking_an_agent_cuts_its_live_flows() -> Result<()> {
         name: "caller".parse()?,
     };
     live.deployment.admin::<agent::Revoke>(&revoke).await?;
-    live.expect_cut().await
+    Box::pin(live.expect_cut()).await
 }
 
 // A9, F09: each direction ends on its own; a request behind a half-close is answered whole.
@@ -278,7 +278,7 @@ async fn a_rule_that_ends_by_itself_cuts_the_flows_that_it_alone_allowed() -> Re
         id: "starter".parse()?,
     };
     live.deployment.admin::<policy::Remove>(&remove).await?;
-    live.expect_cut().await
+    Box::pin(live.expect_cut()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

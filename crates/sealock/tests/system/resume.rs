@@ -21,6 +21,7 @@ use sealock_proto::wire::{Message, Open, SessionKind, StreamId};
 use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::oneshot;
 
 use crate::deployment::{READY, address, any_port, eventually, expose_echo};
 use crate::several_relays::{LONG_DRAIN, holds, two_relays};
@@ -77,7 +78,8 @@ async fn round_and_round(
 
 /// Some connections that are busy until they are told to end.
 struct Traffic {
-    tasks: Vec<tokio::task::JoinHandle<Result<u64>>>,
+    endings: Vec<oneshot::Receiver<Result<u64>>>,
+    _tasks: Scope,
     stop: Arc<AtomicBool>,
     moved: Arc<AtomicU64>,
 }
@@ -85,13 +87,23 @@ struct Traffic {
 impl Traffic {
     async fn start(listen: SocketAddr, connections: usize) -> Result<Self> {
         let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let mut tasks = Vec::new();
+        let (tasks, mut endings) = (Scope::new("traffic"), Vec::new());
         for _ in 0..connections {
             let stream = TcpStream::connect(listen).await?;
             let run = round_and_round(stream, Arc::clone(&stop), Arc::clone(&moved));
-            tasks.push(tokio::spawn(run));
+            let (tell, ending) = oneshot::channel();
+            tasks.spawn("connection", async move {
+                // Nobody waits for it in a test that failed already.
+                let _heard = tell.send(run.await);
+            });
+            endings.push(ending);
         }
-        Ok(Self { tasks, stop, moved })
+        Ok(Self {
+            endings,
+            _tasks: tasks,
+            stop,
+            moved,
+        })
     }
 
     /// Waits until bytes move.
@@ -106,8 +118,8 @@ impl Traffic {
     /// Ends them all and says that every byte was right.
     async fn finish(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            ensure!(task.await?? > 0, "a connection moved nothing");
+        for ending in self.endings {
+            ensure!(ending.await?? > 0, "a connection moved nothing");
         }
         Ok(())
     }
@@ -322,11 +334,11 @@ fn attach(epoch: Epoch, proof: Option<[u8; 32]>) -> Bytes {
 async fn taken_up(by: &Raw, head: Message, first: Bytes) -> Result<Option<Reason>> {
     let mut leg = by.connection.open_bi().await?;
     leg.send.write(head.encode()).await?;
-    match message::read(&mut leg.recv).await? {
-        Message::Refused(reason) => return Ok(Some(reason)),
-        Message::Opened(_) => {}
-        other => bail!("neither taken nor refused: {other:?}"),
+    let answer = message::read(&mut leg.recv).await?;
+    if let Message::Refused(reason) = answer {
+        return Ok(Some(reason));
     }
+    ensure!(matches!(answer, Message::Opened(_)), "{answer:?}");
     leg.send.write(first).await?;
     let answer = tokio::time::timeout(READY, leg.recv.read_chunk(1_024)).await;
     Ok(answer?.err().map(|error| error.reason()))

@@ -196,7 +196,6 @@ async fn relays_are_drained_in_turn_and_no_open_fails() -> Result<()> {
     let ((failed, slowest), drained) = tokio::join!(opens, drains);
     drained?;
     let opened = opened.load(Ordering::Relaxed);
-    println!("{opened} opens over two drains, the slowest took {slowest:?}");
     assert_eq!(failed, Vec::<String>::new());
     assert!(opened >= 300, "only {opened} opens");
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
