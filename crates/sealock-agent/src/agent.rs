@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use sealock_core::address::{HostPort, Target};
+use sealock_core::config::Transport;
 use sealock_core::fact::{Fact, Facts, Source};
 use sealock_core::identity::{AgentId, SpiffeId};
 use sealock_core::name::{Region, ServiceName};
@@ -25,7 +26,7 @@ use sealock_net::link::{Link, RenewError, WayBack};
 use sealock_net::node_api::NodeClient;
 use sealock_net::recover::{RecoverError, recover_agent};
 use sealock_net::relays::RelayList;
-use sealock_net::session::{self, Dialer, Plan, SessionConfig, Sessions, State, Ways};
+use sealock_net::session::{self, Dialer, Plan, Session, SessionConfig, Sessions, State, Ways};
 use sealock_net::task::Scope;
 use sealock_net::transport::Settings;
 use sealock_net::unix::{BindError, PrivateListener};
@@ -506,6 +507,13 @@ impl AgentHandle {
     pub fn load(&self) -> (usize, usize) {
         let flows = self.parts.caller.live.len() + self.parts.provider.live.len();
         (flows, self.flows.len())
+    }
+
+    /// What its sessions go over, the best one first.
+    #[must_use]
+    pub fn transports(&self) -> Vec<Transport> {
+        let all = self.parts.sessions.all();
+        all.iter().map(Session::transport).collect()
     }
 
     /// Who it is.

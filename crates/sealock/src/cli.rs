@@ -248,7 +248,7 @@ pub(crate) struct Relay {
     /// The relay's name [default: the token's, or the host name]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// The UDP address at which agents reach it [default: 0.0.0.0:7443]
+    /// The address, of UDP and TCP, at which agents reach it [default: 0.0.0.0:7443]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
     /// An address of this machine as agents see it; may be repeated

@@ -10,25 +10,29 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sealock_core::address::HostPort;
+use sealock_core::config::Transport;
 use sealock_core::reason::Reason;
 use sealock_net::e2e::EndToEnd;
 use sealock_net::message;
 use sealock_net::stream::Leg;
-use sealock_net::task::Scope;
+use sealock_net::task::{Scope, Spawner};
 use sealock_net::transport::BiStream;
 use sealock_proto::stream::{Attach, Epoch, Frame, Proof};
 use sealock_proto::wire::{Message, Open, SessionKind, StreamId};
 use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 
-use crate::deployment::{READY, address, any_port, eventually, expose_echo};
+use crate::deployment::{READY, address, any_port, eventually, expose_echo, free_udp_port};
 use crate::several_relays::{LONG_DRAIN, holds, two_relays};
 use crate::world::{self, Raw, World};
 
 /// How long a stream may stand still while its relay is away and comes back, on a machine that does much else.
 const STALL_LIMIT: Duration = Duration::from_secs(8);
+
+/// How long a healed rung may stay unused.
+const CLIMB_LIMIT: Duration = Duration::from_secs(30);
 
 /// What every position of a transfer holds: a lost, doubled or displaced byte is wrong at its place.
 fn pattern(position: u64) -> u8 {
@@ -129,19 +133,32 @@ impl Traffic {
 struct Front {
     address: SocketAddr,
     relay: Arc<Mutex<SocketAddr>>,
+    /// Whether packets of UDP are lost here.
+    swallows: Arc<AtomicBool>,
     _tasks: Scope,
 }
 
 impl Front {
     async fn start(relay: SocketAddr) -> Result<Self> {
         let tasks = Scope::new("front");
-        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await?);
-        let (address, relay) = (front.local_addr()?, Arc::new(Mutex::new(relay)));
+        let address = free_udp_port()?;
+        let front = Arc::new(UdpSocket::bind(address).await?);
+        let relay = Arc::new(Mutex::new(relay));
+        let swallows = Arc::new(AtomicBool::new(false));
+        let listener = TcpListener::bind(address).await?;
+        tasks.spawn(
+            "front of TCP",
+            join(listener, Arc::clone(&relay), tasks.spawner()),
+        );
+        let lost = Arc::clone(&swallows);
         let (to, spawner) = (Arc::clone(&relay), tasks.spawner());
         tasks.spawn("front", async move {
             let mut ways: HashMap<(SocketAddr, SocketAddr), Arc<UdpSocket>> = HashMap::new();
             let mut packet = vec![0; 64 * 1024];
             while let Ok((length, from)) = front.recv_from(&mut packet).await {
+                if lost.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let relay = *to.lock();
                 let way = match ways.get(&(from, relay)) {
                     Some(way) => Arc::clone(way),
@@ -150,7 +167,8 @@ impl Front {
                             return;
                         };
                         let way = Arc::new(way);
-                        let back = answers(Arc::clone(&way), Arc::clone(&front), from);
+                        let ends = (Arc::clone(&way), Arc::clone(&front));
+                        let back = answers(ends, from, Arc::clone(&lost));
                         spawner.spawn("answers", back);
                         ways.insert((from, relay), Arc::clone(&way));
                         way
@@ -163,15 +181,34 @@ impl Front {
         Ok(Self {
             address,
             relay,
+            swallows,
             _tasks: tasks,
         })
     }
 }
 
-async fn answers(way: Arc<UdpSocket>, front: Arc<UdpSocket>, to: SocketAddr) {
+/// Joins every connection with one to the relay of the moment.
+async fn join(listener: TcpListener, relay: Arc<Mutex<SocketAddr>>, tasks: Spawner) {
+    while let Ok((mut near, _)) = listener.accept().await {
+        let relay = *relay.lock();
+        tasks.spawn("joined", async move {
+            if let Ok(mut far) = TcpStream::connect(relay).await {
+                let _ended = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            }
+        });
+    }
+}
+
+async fn answers(
+    (way, front): (Arc<UdpSocket>, Arc<UdpSocket>),
+    to: SocketAddr,
+    lost: Arc<AtomicBool>,
+) {
     let mut packet = vec![0; 64 * 1024];
     while let Ok(length) = way.recv(&mut packet).await {
-        let _sent = front.send_to(&packet[..length], to).await;
+        if !lost.load(Ordering::Relaxed) {
+            let _sent = front.send_to(&packet[..length], to).await;
+        }
     }
 }
 
@@ -198,6 +235,39 @@ async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
         relay = world.relay().await?;
         *front.relay.lock() = relay.listen;
     }
+    traffic.moves().await?;
+    traffic.finish().await
+}
+
+// A4, F21: where UDP is cut the streams go on over TLS, and where it works again they are back on QUIC; the
+// applications see one connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_fall_to_tls_when_udp_is_cut_and_climb_back_when_it_heals() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let relay = world.relay().await?;
+    let front = Front::start(relay.listen).await?;
+    let provider = world
+        .agent("provider", SessionKind::Full, front.address)
+        .await?;
+    let caller = world
+        .agent("caller", SessionKind::CallerOnly, front.address)
+        .await?;
+    expose_echo(&provider, &tasks).await?;
+    let port = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
+    eventually(port, b"warm").await?;
+    let traffic = Traffic::start(port, 3).await?;
+    let all_are_on = |transport| {
+        let agents = [&provider, &caller];
+        agents.iter().all(|agent| agent.transports() == [transport])
+    };
+    assert!(all_are_on(Transport::Quic));
+    traffic.moves().await?;
+    front.swallows.store(true, Ordering::Relaxed);
+    world::until("TLS carries", READY, || all_are_on(Transport::Tls)).await?;
+    traffic.moves().await?;
+    front.swallows.store(false, Ordering::Relaxed);
+    world::until("QUIC is back", CLIMB_LIMIT, || all_are_on(Transport::Quic)).await?;
     traffic.moves().await?;
     traffic.finish().await
 }
