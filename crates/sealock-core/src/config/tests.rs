@@ -281,3 +281,16 @@ fn broken_toml_is_an_error_with_its_line() {
     let found = errors(&Layers::new().with_file("f.toml", "[log]\nlevel = \n"));
     assert!(found[0].starts_with("f.toml:2: "), "{found:?}");
 }
+
+#[test]
+fn an_agent_without_any_transport_is_refused_and_told_which_there_are() {
+    let file = "[agent]\ntransports = []\n";
+    let found = errors(&Layers::new().with_file("f.toml", file));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains("at least one of quic, tls, websocket"),
+        "{found:?}"
+    );
+    let empty = errors(&Layers::new().with_flags([flag("agent.transports", "")]));
+    assert_eq!(empty.len(), 1, "{empty:?}");
+}

@@ -64,6 +64,8 @@ impl Value for Transport {
 
 impl Element for Transport {
     const NOUN: &'static str = "transport";
+    // Without any nothing would ever be reached.
+    const LIST: Option<&'static str> = Some("a list with at least one of quic, tls, websocket");
 
     fn unique(&self) -> String {
         self.to_string()

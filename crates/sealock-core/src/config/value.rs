@@ -237,6 +237,9 @@ pub(crate) trait Element: Value {
     /// What it is called in errors.
     const NOUN: &'static str;
 
+    /// What is wanted of a list that may not be empty.
+    const LIST: Option<&'static str> = None;
+
     /// What no other of the list may have too.
     fn unique(&self) -> String;
 }
@@ -259,6 +262,12 @@ impl<T: Element> Value for Vec<T> {
             document.wrong_type(item, key, "a list");
             return None;
         };
+        if let Some(wanted) = T::LIST
+            && array.is_empty()
+        {
+            document.wrong_type(item, key, wanted);
+            return None;
+        }
         let mut lines: BTreeMap<String, usize> = BTreeMap::new();
         let mut all = Self::new();
         for item in array.iter() {
