@@ -149,6 +149,12 @@ impl Session {
         self.retiring.clone().cancelled_owned()
     }
 
+    /// Whether the session is lost, though that may not be told yet.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
     /// Whether the session is to be left.
     #[must_use]
     pub fn is_retiring(&self) -> bool {

@@ -57,19 +57,24 @@ impl ServiceOutlet {
     /// A session that is lost in the middle costs nothing but time, as long as nothing of the application was sent.
     pub(super) async fn open(&self, opening: &mut Opening<'_>) -> Result<Io, Reason> {
         let (facts, mut tried, mut last) = (opening.facts, Vec::new(), Reason::NoProvider);
+        let mut attempts = 0;
         while let Some(session) = self.session(&tried, last).await? {
-            tried.push(session.id());
+            attempts += 1;
             let mut sent = false;
             let early = || {
                 sent = true;
                 opening.early()
             };
-            match self.attempt(session, facts, early).await {
+            match self.attempt(&session, facts, early).await {
                 // Another session is there already, or soon; and another relay may know a provider.
                 Err(reason @ (Reason::SessionLost | Reason::Draining | Reason::NoProvider))
-                    if !sent && tried.len() <= ATTEMPTS =>
+                    if !sent && attempts <= ATTEMPTS =>
                 {
                     last = reason;
+                    // Where our own session is still there, the leg was lost at its other end.
+                    if reason != Reason::SessionLost || session.is_lost() {
+                        tried.push(session.id());
+                    }
                 }
                 outcome => return outcome,
             }
@@ -79,7 +84,7 @@ impl ServiceOutlet {
 
     async fn attempt(
         &self,
-        session: Session,
+        session: &Session,
         facts: &Facts,
         early: impl FnOnce() -> Result<Bytes, Reason>,
     ) -> Result<Io, Reason> {
@@ -94,8 +99,6 @@ impl ServiceOutlet {
             provider: None,
         };
         let leg = session.open_leg(open).await?;
-        // A session that is kept here would live for as long as the handshake.
-        drop(session);
         let call = Call {
             stream,
             service,
