@@ -65,9 +65,11 @@ pub fn loses_only_the_leg(reason: Reason) -> bool {
     )
 }
 
-/// How a leg ended that could not be read further.
+/// How a leg ended that could not be read further. A leg that somebody dropped without a word says nothing of the
+/// stream: whoever gives up a stream says so within it.
 pub(super) fn lost_reading(error: &ReadError) -> Reason {
     match error {
+        ReadError::Reset(Reason::Cancelled) => Reason::SessionLost,
         ReadError::Reset(reason) => *reason,
         ReadError::Lost(lost) => lost_by(lost),
         ReadError::Stopped => Reason::Internal,
@@ -77,6 +79,7 @@ pub(super) fn lost_reading(error: &ReadError) -> Reason {
 /// How a leg ended that could not be written further.
 pub(super) fn lost_writing(error: &WriteError) -> Reason {
     match error {
+        WriteError::Stopped(Reason::Cancelled) => Reason::SessionLost,
         WriteError::Stopped(reason) => *reason,
         WriteError::Lost(lost) => lost_by(lost),
         WriteError::Finished => Reason::Internal,
