@@ -221,7 +221,10 @@ fn without_a_controller_everything_known_keeps_opening_even_when_the_relay_dies_
             "from the relay's end to an open: {:?}",
             since.elapsed()
         ));
-        reset(running, since, "the relay killed")?;
+        let before = running.received();
+        wait::until("the live stream to go on", SOON, || {
+            Ok((running.received() > before).then_some(()))
+        })?;
 
         roles.controller = it.start_controller()?;
         let rule = it.admin.ask("policy deny cons web")?;
