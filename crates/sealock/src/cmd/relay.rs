@@ -69,7 +69,9 @@ pub(crate) async fn run(common: &Common, flags: Relay) -> anyhow::Result<()> {
     let shown = print::list(&public.addresses);
     let relay = sealock_relay::start(self::config(&config, public.addresses.clone(), controller));
     let relay = relay.await?;
-    print::line(&format!("Agents reach this relay at UDP {shown}."));
+    print::line(&format!(
+        "Agents reach this relay at {shown} (UDP and TCP)."
+    ));
     if let Some(doubt) = public.doubt() {
         print::line(&format!(
             "  {doubt}. If they should come from elsewhere, restart with --advertise HOST."

@@ -177,7 +177,7 @@ async fn welcome(
     let created = controller.create_token(request).await;
     let created = created.map_err(|error| anyhow!(error).context("making a first token"))?;
     print::line(&format!(
-        "Agents reach this machine at UDP {}.",
+        "Agents reach this machine at {} (UDP and TCP).",
         print::list(&public.addresses)
     ));
     if let Some(doubt) = public.doubt() {

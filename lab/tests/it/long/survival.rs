@@ -22,8 +22,8 @@ use crate::{
 
 /// The window within which a stream can be taken up again, and the machine's own pace.
 const WINDOW: Duration = Duration::from_secs(120);
-/// How long a stream may take to notice that a path is whole again: the pause between dials grows to 10 s.
-const NOTICE: Duration = Duration::from_secs(12);
+/// How long a stream may take to notice that a path is whole again: the pause between dials grows to 3 s.
+const NOTICE: Duration = Duration::from_secs(8);
 
 /// 20 × 64 MiB both ways; three times `disturb`.
 fn twenty_large(
