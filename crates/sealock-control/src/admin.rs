@@ -189,7 +189,7 @@ fn api_error(error: &StoreError) -> ApiError {
         | StoreError::Issue(_)
         | StoreError::Unreadable(_)
         | StoreError::Database(_) => {
-            tracing::error!(err = %error, "the store failed");
+            tracing::error!(err = error as &dyn std::error::Error, "the store failed");
             unavailable(error).with_hint("the controller's log says more")
         }
     }

@@ -352,7 +352,7 @@ pub(super) fn status(error: &StoreError) -> Status {
         | StoreError::Unsafe
         | StoreError::Unreadable(_)
         | StoreError::Database(_) => {
-            tracing::error!(err = %error, "the store failed");
+            tracing::error!(err = error as &dyn std::error::Error, "the store failed");
             refuse(Code::Unavailable, Reason::ControllerUnreachable)
         }
     }

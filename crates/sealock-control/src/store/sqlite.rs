@@ -212,14 +212,16 @@ struct Writing {
 
 impl Writing {
     async fn begin(writer: &SqlitePool) -> sqlx::Result<Self> {
-        let mut connection = writer.acquire().await?;
+        // Ours before it begins: a caller that leaves meanwhile must not hand a begun transaction back to the pool.
+        let mut transaction = Self {
+            connection: writer.acquire().await?,
+            ended: false,
+        };
         // IMMEDIATE: a transaction that reads first and then writes must not lose its snapshot in between.
-        let begun = sqlx::query("BEGIN IMMEDIATE")
-            .execute(&mut *connection)
-            .await;
-        let ended = false;
-        let transaction = Self { connection, ended };
-        begun.map(|_| transaction)
+        sqlx::query("BEGIN IMMEDIATE")
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction)
     }
 
     async fn commit(mut self) -> sqlx::Result<()> {

@@ -286,25 +286,23 @@ async fn streams_leave_a_relay_that_drains_for_another_one() -> Result<()> {
     eventually(port, b"warm").await?;
     let traffic = Traffic::start(port, 4).await?;
     traffic.moves().await?;
-    // Whichever carries them: the other one takes all of them over.
+    // Whichever carries most of them: the other one takes them over.
     for relay in [&first, &second] {
         holds(relay, "provider", 1).await?;
     }
     let carries = |relay: &RelayHandle| relay.live.len() >= 4;
-    world::until("one relay carries them all", READY, || {
-        carries(&first) || carries(&second)
-    })
-    .await?;
-    let (drained, left) = if carries(&first) {
+    let carried = |relay: &RelayHandle| relay.live.len();
+    let (drained, left) = if carried(&first) > carried(&second) {
         (first, second)
     } else {
         (second, first)
     };
+    ensure!(carried(&drained) > 0, "nothing would have to move");
     tokio::time::timeout(LONG_DRAIN / 2, drained.drain(LONG_DRAIN))
         .await
         .context("the relay waits for streams that do not leave it")?;
     traffic.moves().await?;
-    ensure!(carries(&left), "the other relay carries them");
+    ensure!(carried(&left) >= 4, "the other relay carries them");
     traffic.finish().await
 }
 

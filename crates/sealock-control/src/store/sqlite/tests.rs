@@ -20,6 +20,23 @@ impl Sqlite {
             dir,
         }
     }
+
+    /// Another process that holds the database.
+    async fn locked(&self) -> SqliteConnection {
+        let path = self.dir.path().join("db.sqlite");
+        let mut holder = SqliteConnection::connect_with(&options(&path))
+            .await
+            .expect("another process");
+        for sql in ["BEGIN IMMEDIATE", "INSERT INTO meta VALUES ('a', 'b')"] {
+            sqlx::query(sql).execute(&mut holder).await.expect(sql);
+        }
+        holder
+    }
+}
+
+async fn let_go(holder: &mut SqliteConnection) {
+    let undone = sqlx::query("ROLLBACK").execute(holder).await;
+    undone.expect("let go");
 }
 
 impl Bench for Sqlite {
@@ -325,13 +342,7 @@ async fn of_two_controllers_over_one_database_only_one_redeems_a_token() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_others_lock_refuses_writes_by_name_and_recovers() {
     let bench = filled().await;
-    let path = bench.dir.path().join("db.sqlite");
-    let mut holder = SqliteConnection::connect_with(&options(&path))
-        .await
-        .expect("another process");
-    for sql in ["BEGIN IMMEDIATE", "INSERT INTO meta VALUES ('a', 'b')"] {
-        sqlx::query(sql).execute(&mut holder).await.expect(sql);
-    }
+    let mut holder = bench.locked().await;
     let acts = [Act::done(at(1), "admin:0", "a.b", "c")];
     let began = std::time::Instant::now();
     let refused = bench.store.record(Some(&tenant()), &acts).await;
@@ -340,12 +351,26 @@ async fn a_database_that_others_lock_refuses_writes_by_name_and_recovers() {
     assert!(began.elapsed() < BUSY + ACQUIRE, "{:?}", began.elapsed());
     let (rules, _) = bench.store.rules(&tenant()).await.expect("readable");
     assert_eq!(rules.len(), 200);
-    sqlx::query("ROLLBACK")
-        .execute(&mut holder)
-        .await
-        .expect("let go");
+    let_go(&mut holder).await;
     let recorded = bench.store.record(Some(&tenant()), &acts).await;
     assert!(recorded.is_ok(), "{recorded:?}");
     let report = bench.store.verify_audit(Some(&tenant())).await;
+    assert_eq!(report.expect("readable").broken_at, None);
+}
+
+// A caller that leaves in the middle of its call drops it: here while its transaction waits to begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_go_on_after_a_caller_that_left_while_its_transaction_began() {
+    let bench = filled().await;
+    let acts = [Act::done(at(1), "admin:0", "a.b", "c")];
+    let mut holder = bench.locked().await;
+    let tenant = tenant();
+    let left = bench.store.record(Some(&tenant), &acts);
+    let waited = tokio::time::timeout(Duration::from_millis(50), left).await;
+    assert!(waited.is_err(), "{waited:?}");
+    let_go(&mut holder).await;
+    let recorded = bench.store.record(Some(&tenant), &acts).await;
+    assert!(recorded.is_ok(), "{recorded:?}");
+    let report = bench.store.verify_audit(Some(&tenant)).await;
     assert_eq!(report.expect("readable").broken_at, None);
 }
