@@ -290,7 +290,6 @@ async fn streams_leave_a_relay_that_drains_for_another_one() -> Result<()> {
     for relay in [&first, &second] {
         holds(relay, "provider", 1).await?;
     }
-    let carries = |relay: &RelayHandle| relay.live.len() >= 4;
     let carried = |relay: &RelayHandle| relay.live.len();
     let (drained, left) = if carried(&first) > carried(&second) {
         (first, second)
