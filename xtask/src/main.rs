@@ -1,9 +1,9 @@
-//! Work on the repository itself: `cargo xtask tidy` checks its rules, `gen` writes its generated pages, and
-//! `untested` lists the reasons that no test speaks of.
+//! Work on the repository itself: `cargo xtask tidy` checks its rules, and `gen` writes its generated pages.
 //!
 //! A rule lives here when neither the compiler nor clippy can hold it: which crate may know which, what a file
-//! must look like, and that a generated page is what its source says. Each check is a function from text to
-//! findings, so that its tests show it failing. Deliberately absent: anything that builds or releases.
+//! must look like, that tests speak of every reason, and that a generated page is what its source says. Each check
+//! is a function from text to findings, so that its tests show it failing. Deliberately absent: anything that builds
+//! or releases.
 
 mod coverage;
 mod edges;
@@ -17,7 +17,7 @@ mod shape;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use sealock_core::reason::Reason;
 
 use crate::{finding::Finding, repository::Repository};
@@ -53,32 +53,14 @@ fn run(verb: &str) -> Result<Vec<String>> {
     match verb {
         "tidy" => Ok(tidy(&repository)?.iter().map(Finding::to_string).collect()),
         "gen" => reference::write(repository.root()),
-        "untested" => untested(&repository),
-        _ => bail!("usage: cargo xtask tidy|gen|untested"),
+        _ => bail!("usage: cargo xtask tidy|gen"),
     }
-}
-
-/// The reasons that no test speaks of, one line each.
-fn untested(repository: &Repository) -> Result<Vec<String>> {
-    let mut tests = coverage::Tests::default();
-    for path in repository
-        .files()
-        .filter(|path| path.ends_with(".rs") && !path.starts_with("xtask/"))
-    {
-        if let Some(text) = repository.read(path)? {
-            tests.add(path, &text);
-        }
-    }
-    let reasons = tests.untested(Reason::ALL);
-    Ok(reasons
-        .iter()
-        .map(|reason| format!("no test speaks of {reason}"))
-        .collect())
 }
 
 /// Every check over every file, in the order of the files.
 fn tidy(repository: &Repository) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
+    let mut tests = coverage::Tests::default();
     for path in repository.files() {
         let Some(text) = repository.read(path)? else {
             continue;
@@ -94,6 +76,7 @@ fn tidy(repository: &Repository) -> Result<Vec<Finding>> {
             findings.extend(shape::check_source(path, &text, &source));
             findings.extend(edges::check_imports(path, &source));
             findings.extend(purity::check_source(path, &source));
+            tests.add(path, &text, &source);
         }
     }
     for path in purity::required_files() {
@@ -105,6 +88,9 @@ fn tidy(repository: &Repository) -> Result<Vec<Finding>> {
             ));
         }
     }
+    let list = repository.read(coverage::LIST)?;
+    let list = list.context("the list of the reasons is not where it was")?;
+    findings.extend(tests.check(Reason::ALL, &list));
     findings.extend(reference::check(repository.root())?);
     Ok(findings)
 }

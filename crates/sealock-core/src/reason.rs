@@ -133,7 +133,7 @@ reasons! {
     0x25 PeerRefused "PEER_REFUSED" Far Refused false
         "the provider does not serve this name" "`sealock status` on the provider lists what it exposes";
     0x30 RelayUnreachable "RELAY_UNREACHABLE" Us Unreachable true
-        "no relay can be reached" "is UDP to the relay's address open? `sealock status` names it";
+        "no relay can be reached" "is UDP or TCP to the relay's address open? `sealock status` names it";
     0x31 SessionLost "SESSION_LOST" Us Unreachable true
         "the session to the relay was lost" "";
     0x32 PeerLost "PEER_LOST" Far Unreachable true

@@ -3,15 +3,16 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use sealock_core::fact::Facts;
 use sealock_core::name::AgentName;
 use sealock_core::reason::Reason;
 use sealock_net::e2e::Caller;
+use sealock_net::socket::UnixSocket;
 use sealock_net::transport::BiStream;
 use sealock_proto::stream::Epoch;
 use sealock_proto::wire::{Message, StreamId, Voucher};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use crate::io::Io;
 
@@ -100,7 +101,7 @@ pub enum Near {
     /// A TCP connection, accepted by the kernel; all it can be told is a reset.
     Tcp(TcpStream),
     /// A unix stream socket, accepted by the kernel.
-    Unix(UnixStream),
+    Unix(UnixSocket),
     /// The program's own standard input and output; the exit code is the answer.
     Stdio,
     /// At a relay: the caller's leg. Its provider answers through the relay; only a refusal is the relay's own.
@@ -118,10 +119,13 @@ impl Near {
     /// # Errors
     /// When the near side is gone. A socket tells its error once and an end from then on, so it must be heard here.
     pub fn early(&mut self) -> Result<Bytes, Reason> {
-        let mut buffer = vec![0; EARLY_LIMIT];
+        let mut buffer = BytesMut::new();
         let read = match self {
-            Self::Tcp(stream) => stream.try_read(&mut buffer),
-            Self::Unix(stream) => stream.try_read(&mut buffer),
+            Self::Tcp(stream) => {
+                buffer.resize(EARLY_LIMIT, 0);
+                stream.try_read(&mut buffer)
+            }
+            Self::Unix(stream) => stream.try_read(&mut buffer, EARLY_LIMIT),
             Self::Stdio | Self::Leg(_) | Self::Sealed(_) => return Ok(Bytes::new()),
         };
         match read {
@@ -130,7 +134,7 @@ impl Near {
             Err(error) if error.kind() == ErrorKind::WouldBlock => buffer.clear(),
             Err(_) => return Err(Reason::NearReset),
         }
-        Ok(Bytes::from(buffer))
+        Ok(buffer.freeze())
     }
 
     /// Answers that the way is open.

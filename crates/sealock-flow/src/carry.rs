@@ -38,7 +38,11 @@ pub async fn carry(near: Io, far: Io, permit: &Permit) -> Reason {
         }
     };
     let reason = match ended {
-        Ok(()) => return Reason::Done,
+        Ok(()) => {
+            near_reader.done();
+            far_reader.done();
+            return Reason::Done;
+        }
         Err(reason) => reason,
     };
     near_reader.stop(reason);

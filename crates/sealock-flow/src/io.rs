@@ -2,15 +2,16 @@
 //!
 //! A half has four verbs with one meaning for every kind: read a chunk or a clean end, write a chunk, finish (a clean
 //! end that the other side sees as such) and reset (an end that the other side never takes for a clean one).
-//! Between two legs nothing is copied: the chunk that one gave is the chunk that the other sends.
+//! Between two legs nothing is looked into, and a chunk that came in one piece is passed on as it is; where a transport
+//! gives many small pieces, they are joined, which copies them once.
 
 use bytes::{Bytes, BytesMut};
 use sealock_core::reason::Reason;
 use sealock_net::e2e::{SealedReader, SealedWriter};
-use sealock_net::socket::{self, TcpReader, TcpWriter};
+use sealock_net::socket::{self, TcpReader, TcpWriter, UnixReader, UnixSocket, UnixWriter};
 use sealock_net::transport::{BiStream, Lost, ReadError, RecvHalf, SendHalf, WriteError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream, unix};
+use tokio::net::TcpStream;
 
 /// The most that is read at once from a socket. One buffer of this size lives while bytes move, none while a flow idles.
 const CHUNK: usize = 64 * 1024; // four TLS records; beyond this the measured gain is nil
@@ -21,7 +22,7 @@ pub enum Io {
     /// A TCP connection.
     Tcp(TcpStream),
     /// A unix stream socket.
-    Unix(UnixStream),
+    Unix(UnixSocket),
     /// The program's own standard input and output.
     Stdio,
     /// A leg: one stream of a session, its bytes not looked at.
@@ -40,7 +41,7 @@ impl Io {
                 (Reader::Tcp(reader, BytesMut::new()), Writer::Tcp(writer))
             }
             Self::Unix(stream) => {
-                let (reader, writer) = stream.into_split();
+                let (reader, writer) = stream.split();
                 (Reader::Unix(reader, BytesMut::new()), Writer::Unix(writer))
             }
             Self::Stdio => (
@@ -66,7 +67,7 @@ pub enum Reader {
     /// A TCP connection, with the buffer that its next chunk goes to.
     Tcp(TcpReader, BytesMut),
     /// A unix stream socket, with the buffer that its next chunk goes to.
-    Unix(unix::OwnedReadHalf, BytesMut),
+    Unix(UnixReader, BytesMut),
     /// Standard input, with the buffer that its next chunk goes to.
     Stdin(tokio::io::Stdin, BytesMut),
     /// A leg.
@@ -86,16 +87,7 @@ impl Reader {
     pub async fn read(&mut self) -> Result<Option<Bytes>, Reason> {
         match self {
             Self::Tcp(half, buffer) => take(half.read(buffer, CHUNK).await, buffer),
-            Self::Unix(half, buffer) => loop {
-                half.readable().await.map_err(reset_by_peer)?;
-                buffer.reserve(CHUNK);
-                match half.try_read_buf(buffer) {
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                        *buffer = BytesMut::new();
-                    }
-                    outcome => return take(outcome, buffer),
-                }
-            },
+            Self::Unix(half, buffer) => take(half.read(buffer, CHUNK).await, buffer),
             Self::Stdin(stdin, buffer) => {
                 buffer.reserve(CHUNK);
                 take(stdin.read_buf(buffer).await, buffer)
@@ -112,6 +104,14 @@ impl Reader {
             Self::Tcp(..) | Self::Unix(..) | Self::Stdin(..) => {}
             Self::Leg(half) => half.stop(reason),
             Self::Sealed(half) => half.stop(reason),
+        }
+    }
+
+    /// Says that both directions of the flow ended cleanly.
+    pub fn done(&mut self) {
+        match self {
+            Self::Unix(half, _) => half.done(),
+            Self::Tcp(..) | Self::Stdin(..) | Self::Leg(_) | Self::Sealed(_) => {}
         }
     }
 }
@@ -171,7 +171,7 @@ pub enum Writer {
     /// A TCP connection.
     Tcp(TcpWriter),
     /// A unix stream socket.
-    Unix(unix::OwnedWriteHalf),
+    Unix(UnixWriter),
     /// Standard output.
     Stdout(tokio::io::Stdout),
     /// A leg.
@@ -208,7 +208,7 @@ impl Writer {
     pub async fn finish(&mut self) -> Result<(), Reason> {
         match self {
             Self::Tcp(half) => half.finish().map_err(reset_by_peer),
-            Self::Unix(half) => half.shutdown().await.map_err(reset_by_peer),
+            Self::Unix(half) => half.finish().map_err(reset_by_peer),
             Self::Stdout(stdout) => stdout.shutdown().await.map_err(reset_by_peer),
             Self::Leg(half) => half.finish().map_err(leg_written),
             Self::Sealed(half) => half.finish().await,
@@ -217,8 +217,8 @@ impl Writer {
 
     /// Ends the side abnormally: TCP sees RST, a leg RESET_STREAM, an encrypted stream RESET with the reason.
     ///
-    /// A unix socket and standard output have no such sign; there the end is only early. For standard output the exit
-    /// code tells it.
+    /// A unix socket sees ECONNRESET when its reader is dropped before it is done, if its peer has said anything; else
+    /// it has no such sign, and the end is only early. For standard output the exit code tells it.
     pub fn reset(&mut self, reason: Reason) {
         match self {
             Self::Tcp(half) => half.reset(),

@@ -150,7 +150,10 @@ async fn open_way(way: &Way, opening: &mut Opening<'_>) -> Result<Io, Reason> {
         Way::Provider(provider) => session::forward(provider, opening).await,
         Way::Peer(peer) => session::hand_over(peer, opening).await,
         Way::Direct(address) => direct::open(address).await.map(Io::Tcp),
-        Way::Unix(path) => unix::open(path).await.map(Io::Unix),
+        Way::Unix(path) => {
+            let stream = unix::open(path).await?;
+            Ok(Io::Unix(stream.into()))
+        }
         Way::Refuse(reason) => Err(*reason),
     }
 }

@@ -13,6 +13,10 @@ use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+mod unix;
+
+pub use unix::{UnixReader, UnixSocket, UnixWriter};
+
 /// Makes the coming close of a socket a reset, so that its peer never takes it for a clean end; also the close that the
 /// kernel does for a process that was killed.
 pub fn reset_on_close(socket: &TcpStream) {

@@ -127,7 +127,7 @@ pub(crate) struct Demo {
 /// Flags of `sealock up`.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// The UDP address at which agents reach the relay [default: 0.0.0.0:7443]
+    /// The address, of UDP and TCP, at which agents reach the relay [default: 0.0.0.0:7443]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
     /// An address of this machine as agents see it; may be repeated

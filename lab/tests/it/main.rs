@@ -3,6 +3,7 @@
 mod applications;
 mod blindness;
 mod clients;
+mod demo;
 mod detection;
 mod evidence;
 mod faults;

@@ -228,3 +228,20 @@ async fn applying_a_file_shows_first_and_then_does_the_same() {
         "nobody knows the caller: {why:?}"
     );
 }
+
+#[test]
+fn what_the_store_cannot_do_is_told_with_a_code_and_the_next_step() {
+    for (error, hint) in [
+        (StoreError::Full, "free some space"),
+        (StoreError::Busy, "try again"),
+        (StoreError::Unsafe, "the controller's log"),
+    ] {
+        let told = api_error(&error);
+        assert_eq!(told.reason, Some(Reason::Internal), "{error}");
+        assert_eq!(told.message, error.to_string());
+        assert!(
+            told.hint.as_deref().is_some_and(|it| it.contains(hint)),
+            "{told:?}"
+        );
+    }
+}

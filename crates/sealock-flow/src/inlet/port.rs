@@ -36,7 +36,7 @@ impl Listener {
             Self::Unix(listener) => listener
                 .accept()
                 .await
-                .map(|(stream, _caller)| Near::Unix(stream)),
+                .map(|(stream, _caller)| Near::Unix(stream.into())),
         }
     }
 }

@@ -33,7 +33,9 @@ fn replay(target: &Target) -> Seen {
     let inputs = inputs_of(target);
     assert!(
         inputs.len() <= INPUTS_LIMIT,
-        "minimise it: make fuzz-minimise"
+        "{} inputs of {}; minimise them: scripts/fuzz.sh minimise",
+        inputs.len(),
+        target.name
     );
     let mut seen = Seen::new();
     for (path, bytes) in inputs {

@@ -8,6 +8,8 @@ use super::world::{Stats, faults_of, run};
 
 /// How many in all, when SIM_SEEDS does not say.
 const SEEDS: u64 = 12_000;
+/// How many streams they make at least: a seed draws one to five.
+pub(crate) const STREAMS: u64 = 32_000;
 const QUARTER: u64 = 1 << 48;
 // 1 in so many runs twice.
 const TWICE: u64 = 50;
@@ -84,7 +86,8 @@ fn shrunk(seed: u64, defect: Option<Defect>, failure: &Failure) -> Vec<String> {
 
 #[expect(clippy::print_stderr, reason = "shows what the seeds covered")]
 fn run_quarter(quarter: u64) {
-    let count = from_environment("SIM_SEEDS").map_or(SEEDS / 4, |count| count / 4);
+    let asked = from_environment("SIM_SEEDS");
+    let count = asked.unwrap_or(SEEDS) / 4;
     let mut total = Stats::default();
     for index in 0..count {
         let seed = quarter * QUARTER + index;
@@ -104,6 +107,11 @@ fn run_quarter(quarter: u64) {
         total.steps += stats.steps;
     }
     eprintln!("{count} seeds: {total:?}");
+    assert!(
+        asked.is_some() || 4 * total.streams >= STREAMS,
+        "{} streams in a quarter of the seeds",
+        total.streams
+    );
     assert!(2 * total.done > total.streams, "most streams end cleanly");
     assert!(total.resumes > count / 2 && total.thefts > count / 20);
 }

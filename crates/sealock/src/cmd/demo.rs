@@ -49,38 +49,51 @@ pub(crate) async fn run(_common: &Common, flags: &Demo) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One scene after another; the first that fails ends the demonstration.
+/// Sets the stage and plays on it; the first scene that fails ends the demonstration, and what runs is ended with it.
 async fn play() -> anyhow::Result<(Stage, Figures)> {
-    let mut figures = Figures::default();
     let stage = scene(
         "a public side and two agents that dial out only",
         Stage::set(),
     )
     .await?;
+    match scenes(&stage).await {
+        Ok(figures) => Ok((stage, figures)),
+        Err(error) => {
+            stage.end().await;
+            Err(error)
+        }
+    }
+}
+
+/// One scene after another.
+async fn scenes(stage: &Stage) -> anyhow::Result<Figures> {
+    let mut figures = Figures::default();
     scene(
         "a web page behind one agent, fetched through the other",
-        async { scenes::web_page(&stage, &mut figures).await },
+        scenes::web_page(stage, &mut figures),
     )
     .await?;
     scene(
         "64 MiB in both directions at once, compared by SHA-256",
-        async { scenes::both_ways(&stage, &mut figures).await },
+        scenes::both_ways(stage, &mut figures),
     )
     .await?;
-    scene("a service that policy denies", async {
-        scenes::denied(&stage, &mut figures).await
-    })
+    scene(
+        "a service that policy denies",
+        scenes::denied(stage, &mut figures),
+    )
     .await?;
     scene(
         "what the relay can see of a secret that passes through it",
-        async { scenes::blind_relay(&stage, &mut figures).await },
+        scenes::blind_relay(stage, &mut figures),
     )
     .await?;
-    scene("an agent that is revoked while it talks", async {
-        scenes::revoked(&stage, &mut figures).await
-    })
+    scene(
+        "an agent that is revoked while it talks",
+        scenes::revoked(stage, &mut figures),
+    )
     .await?;
-    Ok((stage, figures))
+    Ok(figures)
 }
 
 async fn scene<T>(what: &str, scene: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -1,6 +1,7 @@
 //! The program as its user meets it: real processes on loopback.
 
 mod controller;
+mod demo;
 mod flood;
 mod long;
 mod options;

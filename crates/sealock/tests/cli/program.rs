@@ -109,20 +109,37 @@ impl Running {
 
     /// Waits for a line that holds `text`, and gives it.
     pub(crate) fn wait_for(&self, text: &str) -> String {
-        let deadline = Instant::now() + SOON;
+        let mut lines = self.lines_until(text, SOON);
+        lines.pop().expect("the last one holds the text")
+    }
+
+    /// The next lines up to the one that holds `text`, which may take so long.
+    pub(crate) fn lines_until(&self, text: &str, within: Duration) -> Vec<String> {
+        let deadline = Instant::now() + within;
+        let mut told = Vec::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left);
             assert!(
                 line.is_ok(),
-                "no line with «{text}» in time; it said: {}",
+                "no line with «{text}» in time; it said: {told:#?} {}",
                 self.errors()
             );
-            let line = line.unwrap_or_default();
-            if line.contains(text) {
-                return line;
+            told.extend(line);
+            if told.last().is_some_and(|line| line.contains(text)) {
+                return told;
             }
         }
+    }
+
+    /// The number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it ends by itself, and gives its exit code.
+    pub(crate) fn wait(mut self) -> i32 {
+        self.child.wait().expect("it ends").code().unwrap_or(-1)
     }
 
     /// Asks it to stop as Ctrl-C does, and waits for its end.

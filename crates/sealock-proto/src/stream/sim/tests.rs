@@ -7,8 +7,10 @@ use super::world::{Outcome, run, run_from_outside};
 use crate::sim::tests::{from_environment, seeds_of};
 use crate::stream::bug::{Bug, plant};
 
-/// How many in all, when SIM_SEEDS does not say; their legs are more than 10^5 resumes.
-const SEEDS: u64 = 60_000;
+/// How many in all, when SIM_SEEDS does not say: each is a stream, and their legs are more than 10^5 resumes.
+const SEEDS: u64 = 68_000;
+// 10^5 simulated streams in every run of the tests, by this simulator and the fleet's.
+const _: () = assert!(SEEDS + crate::sim::tests::STREAMS >= 100_000);
 const QUARTER: u64 = 1 << 48;
 
 #[expect(

@@ -1,6 +1,7 @@
 //! The programs on both sides of the demonstration: a web server, a bulk peer, a server that repeats itself.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use http_body_util::{BodyExt, Empty, Full};
@@ -52,8 +53,18 @@ pub(super) async fn web_server(tasks: &Scope, page: String) -> anyhow::Result<So
     .await
 }
 
-/// Fetches `/` with an HTTP client; gives the body.
-pub(super) async fn fetch(address: SocketAddr) -> anyhow::Result<Bytes> {
+/// A page that was fetched, and when its parts were there, counted from before the connection was made.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) body: Bytes,
+    /// The head of the answer, and with it the first byte.
+    pub(super) first: Duration,
+    pub(super) whole: Duration,
+}
+
+/// Fetches `/` with an HTTP client.
+pub(super) async fn fetch(address: SocketAddr) -> anyhow::Result<Fetched> {
+    let began = Instant::now();
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -62,15 +73,21 @@ pub(super) async fn fetch(address: SocketAddr) -> anyhow::Result<Bytes> {
         .body(Empty::<Bytes>::new())?;
     let exchange = async {
         let response = sender.send_request(request).await?;
+        let first = began.elapsed();
         ensure!(
             response.status().is_success(),
             "the page was answered with {}",
             response.status()
         );
-        Ok(response.into_body().collect().await?.to_bytes())
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok(Fetched {
+            body,
+            first,
+            whole: began.elapsed(),
+        })
     };
     tokio::select! {
-        body = exchange => body,
+        fetched = exchange => fetched,
         ended = connection => match ended {
             Ok(()) => bail!("the connection ended before the answer"),
             Err(error) => Err(error.into()),

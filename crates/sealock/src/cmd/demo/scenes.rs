@@ -1,6 +1,7 @@
 //! The scenes. Each does one thing as a user would, checks it, and leaves its figures behind.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use sealock_core::policy::Action;
 use sealock_core::policy::condition::Conditions;
 use sealock_core::reason::Reason;
 use sealock_net::task::Scope;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -20,6 +21,7 @@ use super::{memory, peers, same};
 /// What was measured.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
+    first: Duration,
     page: Duration,
     rate: f64,
     refused: Duration,
@@ -42,7 +44,8 @@ impl Figures {
                 stage.relay
             ),
             format!(
-                "first page {:.1} ms from the first packet to the last byte",
+                "first byte {:.1} ms after the connection was asked for, the whole page after {:.1} ms",
+                self.first.as_secs_f64() * 1e3,
                 self.page.as_secs_f64() * 1e3
             ),
             format!(
@@ -79,12 +82,11 @@ pub(super) async fn web_page(stage: &Stage, figures: &mut Figures) -> anyhow::Re
         peers::fetch(web).await.is_ok()
     })
     .await?;
-    let began = Instant::now();
-    let body = peers::fetch(web).await?;
-    figures.page = began.elapsed();
+    let fetched = peers::fetch(web).await?;
+    (figures.first, figures.page) = (fetched.first, fetched.whole);
     same(
         "the page and what was fetched",
-        &body.as_ref(),
+        &fetched.body.as_ref(),
         &page.as_bytes(),
     )
 }
@@ -234,25 +236,60 @@ pub(super) async fn revoked(stage: &Stage, figures: &mut Figures) -> anyhow::Res
     };
     stage.admin::<agent::Revoke>(&request).await?;
     let began = Instant::now();
-    let mut buffer = vec![0; 64 * 1024];
-    let cut = async {
-        loop {
-            match stream.read(&mut buffer).await {
-                Ok(0) => bail!("the cut stream looked like a clean end"),
-                Ok(_) => {}
-                Err(_reset) => return Ok(()),
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(5), cut)
+    tokio::time::timeout(Duration::from_secs(5), cut(&mut stream))
         .await
         .context("the stream was not cut in 5 s")??;
     figures.cut = began.elapsed();
     Ok(())
 }
 
+/// Reads on until the stream is reset; any other end is an error.
+async fn cut(stream: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) => bail!("the cut stream looked like a clean end"),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) => return Err(error).context("the cut stream did not end with a reset"),
+        }
+    }
+}
+
 async fn first_words(address: SocketAddr) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address).await?;
     stream.read_exact(&mut [0; 11]).await?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::ReadBuf;
+
+    use super::*;
+
+    /// A stream that ends at once: so, or cleanly.
+    struct Ending(Option<ErrorKind>);
+
+    impl AsyncRead for Ending {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _context: &mut Context<'_>,
+            _buffer: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Poll::Ready(self.0.map_or(Ok(()), |kind| Err(kind.into())))
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_reset_is_a_cut() {
+        let reset = cut(&mut Ending(Some(ErrorKind::ConnectionReset))).await;
+        assert!(reset.is_ok(), "{reset:?}");
+        for end in [None, Some(ErrorKind::TimedOut), Some(ErrorKind::BrokenPipe)] {
+            assert!(cut(&mut Ending(end)).await.is_err(), "{end:?}");
+        }
+    }
 }
