@@ -111,6 +111,12 @@ impl Load {
         Ok(())
     }
 
+    /// Whether none of them has got everything yet.
+    pub(crate) fn is_under_way(&self) -> bool {
+        let mut all = self.running.iter();
+        all.all(|(_, running)| running.received() < self.each.down)
+    }
+
     /// Waits for the end of all; every byte of both directions must be right.
     pub(crate) fn finish(self, origin: &PatternServer, within: Duration) -> Result<Gaps> {
         let mut gaps = Vec::new();

@@ -14,6 +14,8 @@ use crate::{
 pub(crate) const KILLED: Duration = Duration::from_millis(1_500);
 /// The same when another relay is there and the dead one stays dead.
 pub(crate) const OTHER: Duration = Duration::from_secs(4);
+/// What an orderly end may cost.
+pub(crate) const DRAINED: Duration = Duration::from_millis(500);
 
 /// Twenty streams for about nine seconds.
 fn twenty(it: &Deployment<'_>) -> Result<Load> {
@@ -36,6 +38,29 @@ fn twenty_streams_survive_three_deaths_of_their_only_relay() {
             roles.relay = it.start_relay(&[])?;
         }
         load.finish(&carried.origin, SOON)?.judge("F01", KILLED)?;
+        roles.relay.without_complaints()?;
+        carried.is_well()
+    });
+}
+
+/// The same in order: the relay is asked to end and says so to its agents.
+#[test]
+fn twenty_streams_survive_an_orderly_restart_of_their_only_relay() {
+    scene(Family::V4, |lab| {
+        let (it, mut roles) = Deployment::split(lab)?;
+        let mut carried = Carried::start(&it)?;
+        let each = Transfer::both_ways(0, 2 * MIB).paced(MIB / 8);
+        let load = Load::start(&it, 100, 20, each)?;
+        load.wait_for_each(MIB / 8, SOON)?;
+        let ended = roles.relay.terminate(SOON)?;
+        ensure!(ended.success(), "{ended}");
+        roles.relay = it.start_relay(&[])?;
+        ensure!(
+            load.is_under_way(),
+            "the relay waited for its streams to end"
+        );
+        load.finish(&carried.origin, SOON)?
+            .judge("the only relay drained", DRAINED)?;
         roles.relay.without_complaints()?;
         carried.is_well()
     });
