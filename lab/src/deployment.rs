@@ -34,6 +34,7 @@ pub struct Machine<'a> {
     lab: &'a Topology,
     namespace: Namespace,
     state: PathBuf,
+    variables: Vec<(String, String)>,
 }
 
 impl<'a> Machine<'a> {
@@ -51,7 +52,21 @@ impl<'a> Machine<'a> {
             lab,
             namespace: namespace.clone(),
             state,
+            variables: Vec::new(),
         }
+    }
+
+    /// The same machine, where every `sealock` runs with this environment variable: most are settings.
+    #[must_use]
+    pub fn with_env(mut self, key: &str, value: &str) -> Self {
+        self.variables.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The topology that it is part of.
+    #[must_use]
+    pub fn lab(&self) -> &'a Topology {
+        self.lab
     }
 
     /// Where it is.
@@ -76,7 +91,10 @@ impl<'a> Machine<'a> {
         name: &str,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Spec> {
-        let spec = Spec::sealock(name)?.args(["--state"]).args([&self.state]);
+        let mut spec = Spec::sealock(name)?.args(["--state"]).args([&self.state]);
+        for (key, value) in &self.variables {
+            spec = spec.env(key, value);
+        }
         Ok(spec.args(arguments))
     }
 

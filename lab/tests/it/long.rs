@@ -3,6 +3,7 @@
 mod certificates;
 mod detection;
 mod fleet;
+mod ladder;
 mod links;
 mod resources;
 mod strangers;

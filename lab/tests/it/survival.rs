@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::{Deployment, Family, deployment::RELAY_HOST, scene, traffic::Transfer};
+use lab::{Deployment, Family, Topology, deployment::RELAY_HOST, scene, traffic::Transfer};
 
 use crate::{
     links::{MIB, SOON},
@@ -43,27 +43,36 @@ fn twenty_streams_survive_three_deaths_of_their_only_relay() {
     });
 }
 
-/// The same in order: the relay is asked to end and says so to its agents.
+/// The same in order: the only relay is asked to end, its agents have nowhere to go meanwhile, and another takes its
+/// place. Says how the streams took it.
+pub(crate) fn only_relay_drained(lab: &mut Topology, most: Duration) -> Result<()> {
+    // Streams that nobody can take over are not waited for any longer.
+    const DRAIN_TIME: &str = "1s";
+    let (mut it, mut roles) = Deployment::split(lab)?;
+    it.public = it.public.with_env("SEALOCK_RELAY__DRAIN_TIME", DRAIN_TIME);
+    roles.relay.terminate(SOON)?;
+    roles.relay = it.start_relay(&[])?;
+    let mut carried = Carried::start(&it)?;
+    let each = Transfer::both_ways(0, MIB / 2).paced(MIB / 8);
+    let load = Load::start(&it, 100, 20, each)?;
+    load.wait_for_each(MIB / 16, SOON)?;
+    let ended = roles.relay.terminate(SOON)?;
+    ensure!(ended.success(), "{ended}");
+    roles.relay = it.start_relay(&[])?;
+    ensure!(
+        load.is_under_way(),
+        "the relay waited for its streams to end"
+    );
+    load.finish(&carried.origin, SOON)?
+        .judge("the only relay drained", most)?;
+    roles.relay.without_complaints()?;
+    carried.is_well()
+}
+
 #[test]
 fn twenty_streams_survive_an_orderly_restart_of_their_only_relay() {
-    scene(Family::V4, |lab| {
-        let (it, mut roles) = Deployment::split(lab)?;
-        let mut carried = Carried::start(&it)?;
-        let each = Transfer::both_ways(0, 2 * MIB).paced(MIB / 8);
-        let load = Load::start(&it, 100, 20, each)?;
-        load.wait_for_each(MIB / 8, SOON)?;
-        let ended = roles.relay.terminate(SOON)?;
-        ensure!(ended.success(), "{ended}");
-        roles.relay = it.start_relay(&[])?;
-        ensure!(
-            load.is_under_way(),
-            "the relay waited for its streams to end"
-        );
-        load.finish(&carried.origin, SOON)?
-            .judge("the only relay drained", DRAINED)?;
-        roles.relay.without_complaints()?;
-        carried.is_well()
-    });
+    // As much again for a machine that others use as well; the long set judges by the bar itself.
+    scene(Family::V4, |lab| only_relay_drained(lab, 2 * DRAINED));
 }
 
 /// F02, and both agents move in either order: whichever relay they use dies, and then the other one.
