@@ -155,6 +155,10 @@ impl Fault {
     ///
     /// Fails for a fault that does not count packets.
     pub fn lost(&self) -> Result<u64> {
+        self.counted()
+    }
+
+    fn counted(&self) -> Result<u64> {
         let Cure::DeleteTable(table) = &self.cure else {
             anyhow::bail!("a link without carrier counts nothing");
         };
@@ -263,7 +267,31 @@ impl Nat {
     }
 }
 
+/// Counts packets that pass a network, until it is dropped. It harms none.
+#[derive(Debug)]
+pub struct Counter(Fault);
+
+impl Counter {
+    /// How many packets it has met so far.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the rule is gone.
+    pub fn met(&self) -> Result<u64> {
+        self.0.counted()
+    }
+}
+
 impl Bridge {
+    /// Counts all packets of a kind.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the rule is not accepted.
+    pub fn count(&self, traffic: Traffic) -> Result<Counter> {
+        Ok(Counter(self.fault(&traffic.rules("counter"))?))
+    }
+
     /// Loses all packets of a kind.
     ///
     /// # Errors

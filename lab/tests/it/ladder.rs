@@ -2,16 +2,19 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::{
-    Begin, Deployment, Family, Machine, Spec,
+    Begin, Deployment, Family, Machine, Namespace, Spec,
     deployment::loopback,
     faults::Traffic,
     pattern::{Pattern, Way},
-    say, scene, servers, wait,
+    say, scene, wait,
 };
 
 use crate::links::SOON;
@@ -40,14 +43,13 @@ pub(crate) fn descend(lab: &mut lab::Topology, it: &Descent) -> Result<()> {
     let files = at.lab().directory().join("files");
     fs::create_dir(&files)?;
     let page = Pattern::new(1, Way::Down).bytes(0, it.mib * MIB);
-    fs::write(files.join("page"), &page)?;
-    let _http = servers::http(at.lab(), &at.net.prv, loopback(3000), &files)?;
+    let origin = slow_page(&at.net.prv, &page)?;
     let agents = [at.provider.agent()?, at.consumer.agent()?];
     at.provider.ask("expose 3000 --as web --detach")?;
     at.consumer.ask("connect web --listen 8080 --detach")?;
     let got = files.join("got");
     let spec = Spec::new("curl", "curl")
-        .args(["-sS", "--fail", "--limit-rate", "1M"])
+        .args(["-sS", "--fail"])
         .args(["http://127.0.0.1:8080/page", "-o"])
         .args([&got]);
     let mut curl = at.lab().start(&at.net.con, spec)?;
@@ -65,15 +67,45 @@ pub(crate) fn descend(lab: &mut lab::Topology, it: &Descent) -> Result<()> {
     both_over(&at, "quic", UP)?;
     if !curl.is_running()? {
         let ended = curl.finish(SOON)?;
-        bail!("it ended before the way up: {} {}", ended.status, ended.stderr);
+        bail!(
+            "it ended before the way up: {} {}",
+            ended.status,
+            ended.stderr
+        );
     }
     let ended = curl.wait(Duration::from_secs(90))?;
     ensure!(ended.success(), "{ended}: {}", curl.stderr());
     ensure!(fs::read(&got)? == page, "the page differs");
+    origin.join().ok().context("the origin")??;
     for node in agents.iter().chain([&up]) {
         node.without_complaints()?;
     }
     Ok(())
+}
+
+/// A web server for one caller, that sends a mebibyte a second and no more.
+pub(crate) fn slow_page(at: &Namespace, page: &[u8]) -> Result<JoinHandle<Result<()>>> {
+    let listener = at.enter(|| TcpListener::bind(loopback(3000)))??;
+    let page = page.to_vec();
+    Ok(thread::spawn(move || {
+        let (mut caller, _) = listener.accept()?;
+        let mut head = BufReader::new(caller.try_clone()?).lines();
+        while head
+            .next()
+            .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
+        {}
+        let (length, began) = (page.len(), Instant::now());
+        write!(
+            caller,
+            "HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n"
+        )?;
+        for (n, part) in (0..).zip(page.chunks(MIB / 8)) {
+            let due = Duration::from_millis(125 * n);
+            wait::pause(due.saturating_sub(began.elapsed()));
+            caller.write_all(part)?;
+        }
+        Ok(())
+    }))
 }
 
 /// Waits until both agents say that their session is up over a transport, and nothing else of it.
@@ -94,7 +126,7 @@ fn both_over(it: &Deployment<'_>, transport: &str, within: Duration) -> Result<(
 #[test]
 fn one_download_goes_over_tls_while_udp_is_cut_and_over_quic_again_after() {
     let it = Descent {
-        mib: 9,
+        mib: 8,
         stay: Duration::ZERO,
         down: DOWN,
     };

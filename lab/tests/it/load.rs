@@ -117,6 +117,14 @@ impl Load {
         all.all(|(_, running)| running.received() < self.each.down)
     }
 
+    /// What the one that got most has got so far.
+    pub(crate) fn most(&self) -> u64 {
+        let all = self.running.iter();
+        all.map(|(_, running)| running.received())
+            .max()
+            .unwrap_or_default()
+    }
+
     /// Waits for the end of all; every byte of both directions must be right.
     pub(crate) fn finish(self, origin: &PatternServer, within: Duration) -> Result<Gaps> {
         let mut gaps = Vec::new();
@@ -157,6 +165,11 @@ impl Gaps {
             .unwrap_or_default()
     }
 
+    /// The longest.
+    pub(crate) fn most(&self) -> Duration {
+        self.0.last().copied().unwrap_or_default()
+    }
+
     /// Prints them and fails when the 99th of a hundred exceeds the bound.
     pub(crate) fn judge(&self, what: &str, most: Duration) -> Result<()> {
         let middle = self.0.get(self.0.len() / 2).copied().unwrap_or_default();
@@ -164,7 +177,7 @@ impl Gaps {
             "{what}: longest gaps of {} directions: median {middle:?}, p99 {:?}, most {:?}",
             self.0.len(),
             self.p99(),
-            self.0.last().copied().unwrap_or_default()
+            self.most()
         ));
         ensure!(
             self.p99() < most,

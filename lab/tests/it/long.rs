@@ -6,6 +6,8 @@ mod fleet;
 mod ladder;
 mod links;
 mod resources;
+mod rolling;
 mod strangers;
 mod survival;
 mod transfers;
+mod two_relays;

@@ -21,4 +21,5 @@ mod survival;
 mod three_machines;
 mod topology;
 mod traffic;
+mod two_relays;
 mod wire;

@@ -17,7 +17,7 @@ use lab::{
 use crate::{
     links::{MIB, SOON, nats},
     load::{Carried, Load, NEAR},
-    survival::KILLED,
+    survival::{DRAINED, KILLED, only_relay_drained},
 };
 
 /// The window within which a stream can be taken up again, and the machine's own pace.
@@ -54,6 +54,14 @@ fn twenty_times_64_mib_both_ways_survive_three_deaths_of_their_only_relay() {
         };
         twenty_large(&it, disturb, "F01, 64 MiB", KILLED)
     });
+}
+
+/// F01, drained, by its bar.
+#[test]
+fn no_stream_stalls_for_half_a_second_while_its_only_relay_is_restarted_in_order() {
+    for _ in 0..3 {
+        scene(Family::V4, |lab| only_relay_drained(lab, DRAINED));
+    }
 }
 
 /// F15: the consumer's side and the relay are parted for a time within the window.
