@@ -20,6 +20,8 @@ const MIB: u64 = 1 << 20;
 const CUT: Duration = Duration::from_secs(5);
 /// What issue 2 promises for a new rule, twice over: the machine is shared.
 const RULE: Duration = Duration::from_secs(4);
+/// What issue 2 promises for an open that no rule allows.
+const REFUSED: Duration = Duration::from_millis(300);
 const SOON: Duration = Duration::from_secs(10);
 
 struct Scene {
@@ -135,14 +137,24 @@ fn rule_id(listed: &str, effect: &str) -> Result<String> {
     id.with_context(|| format!("no {effect} in\n{listed}"))
 }
 
-/// A listener takes the connection, and ends it by reset without a byte.
+/// A listener takes each connection, and ends it by reset without a byte and without delay.
 fn closed_at_once(it: &Deployment<'_>) -> Result<()> {
-    let (bytes, end, took) = refused(&it.net.con)?;
-    say(&format!("refused in {took:?}, ended by {end:?}"));
-    ensure!(bytes == 0, "the refusal sent {bytes} bytes");
-    ensure!(end == Some(ErrorKind::ConnectionReset), "ended by {end:?}");
-    // Issue 2 promises 300 ms; the machine is shared.
-    ensure!(took < Duration::from_secs(1), "{took:?}");
+    // The middle one of so many is not the one that the machine held up.
+    const OPENS: usize = 21;
+    let mut all = Vec::new();
+    for _ in 0..OPENS {
+        let (bytes, end, took) = refused(&it.net.con)?;
+        ensure!(bytes == 0, "the refusal sent {bytes} bytes");
+        ensure!(end == Some(ErrorKind::ConnectionReset), "ended by {end:?}");
+        all.push(took);
+    }
+    all.sort();
+    let middle = all[OPENS / 2];
+    let most = all[OPENS - 1];
+    say(&format!(
+        "{OPENS} opens refused: median {middle:?}, most {most:?}"
+    ));
+    ensure!(middle < REFUSED, "median {middle:?}");
     let ask = Spec::new("nc", "nc").args(["-N", "-w", "5", "127.0.0.1", "8080"]);
     let ended = it.lab().run(&it.net.con, ask.input("hello\n"))?;
     ensure!(ended.stdout.is_empty(), "nc saw `{}`", ended.stdout);

@@ -13,7 +13,7 @@ use lab::{
     say, scene,
     traffic::{Received, StallRule, Transfer, TransferError},
     wait,
-    wire::Wire,
+    wire::{Wire, lane::Heading},
 };
 
 use crate::{
@@ -143,21 +143,61 @@ fn is_clear(error: &anyhow::Error) -> Result<()> {
     Ok(())
 }
 
-/// F18 in full: sixty times away for a second.
+/// F12: one packet in five is lost on either leg, each way, and ten mebibytes never stall.
+#[test]
+fn ten_mebibytes_cross_a_link_that_loses_one_packet_in_five() {
+    scene(Family::V4, |lab| {
+        let (mut carrying, mut wire) = Carrying::start(lab, |it| relay_wire(it, "delay 2ms"))?;
+        wire.change("loss 20")?;
+        let began = Instant::now();
+        // Both ends judge by the stall rule: 10 KiB a second over half a minute.
+        let load = carrying.load(1, 1, Transfer::both_ways(1, 10 * MIB))?;
+        let gaps = load.finish(&carrying.carried.origin, SOON)?;
+        let (took, gap) = (began.elapsed(), gaps.most());
+        say(&format!(
+            "F12: 10 MiB both ways at 20 % lost: {took:?}, longest gap {gap:?}"
+        ));
+        for heading in Heading::ALL {
+            let lost = wire.counts(heading)?["lost"];
+            ensure!(lost > 1_000, "only {lost} lost");
+        }
+        carrying.is_well()
+    });
+}
+
+/// F18 in full: sixty times away for a second; no agent dials more than once a second meanwhile.
 #[test]
 fn two_minutes_of_flapping_end_exact() {
+    const FLAPS: usize = 60;
+    const SECONDS: usize = 2 * FLAPS;
     scene(Family::V4, |lab| {
         let (mut carrying, mut wire) = Carrying::start(lab, |it| relay_wire(it, "delay 2ms"))?;
         let each = Transfer::both_ways(1, 40 * MIB).paced(MIB / 2);
         let load = carrying.load(1, 4, each)?;
-        let script: Vec<String> = (0..60)
+        let before = dials(&carrying.carried);
+        let script: Vec<String> = (0..FLAPS)
             .map(|n| format!("t={}s down, t={}s up", 2 * n, 2 * n + 1))
             .collect();
+        let began = Instant::now();
         wire.change(&script.join(", "))?;
+        wait::pause(Duration::from_secs(SECONDS as u64).saturating_sub(began.elapsed()));
+        for (after, before) in dials(&carrying.carried).into_iter().zip(before) {
+            let made = after - before;
+            say(&format!(
+                "F18: an agent dialled {made} times in {SECONDS} s"
+            ));
+            ensure!(made <= SECONDS, "{made} dials in {SECONDS} s");
+        }
         load.finish(&carrying.carried.origin, Duration::from_secs(60))?
             .judge("F18, 60 times", Duration::from_secs(5))?;
         carrying.is_well()
     });
+}
+
+/// How often each agent has begun to dial a relay.
+fn dials(carried: &Carried) -> [usize; 2] {
+    [&carried.exposed, &carried.connected]
+        .map(|node| node.stderr().matches("dialling the relay").count())
 }
 
 /// F22, idle: mappings die after 30 s of silence, and both agents have nothing to say for longer.

@@ -1,7 +1,13 @@
-//! F31 and F37: what runs out, runs out for what is new; what lives goes on, and all is well again afterwards.
+//! F31, F32 and F37: what runs out, runs out for what is new; what lives goes on, and all is well again afterwards.
 
 use std::{
     fs,
+    io::Read as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -14,7 +20,10 @@ use lab::{
     wait,
 };
 
-use crate::process_faults::{small, works};
+use crate::{
+    load::{Carrying, NEAR},
+    process_faults::{small, works},
+};
 
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(20);
@@ -221,4 +230,108 @@ fn slow_readers_cost_little_and_hold_up_nobody_else() {
         small(&it, 3).context("after they went")?;
         Ok(())
     });
+}
+
+/// F32 by its numbers: a hundred readers of 1 KiB a second, and ten as fast as they can.
+#[test]
+fn ten_fast_readers_keep_four_fifths_of_their_rate_beside_a_hundred_slow_ones() {
+    const SLOW: u64 = 100;
+    const FAST: u64 = 10;
+    // What the windows of all streams of an agent share, and beside them 64 KiB for each stream.
+    const SHARED: u64 = 256 * MIB;
+    const BESIDE: u64 = MIB / 16;
+    const ROUNDS: u64 = 3;
+    scene(Family::V4, |lab| {
+        let (mut carrying, ()) = Carrying::start(lab, |_| Ok(()))?;
+        // Before anything is measured: what a process needs only once, it has.
+        fast(&carrying, 1_000, FAST)?;
+        let before = residents(&carrying)?;
+        // The machine has other users, whose doing only ever makes a round slower: the best one counts.
+        let mut best = [0.0_f64; 2];
+        for round in 0..ROUNDS {
+            let first = 10_000 * (1 + round);
+            best[0] = best[0].max(fast(&carrying, first, FAST)?);
+            let slow = SlowReaders::start(&carrying, first + 100, SLOW)?;
+            best[1] = best[1].max(fast(&carrying, first + 1_000, FAST)?);
+            for ((name, after), (_, before)) in residents(&carrying)?.into_iter().zip(&before) {
+                let more = after.saturating_sub(*before);
+                say(&format!(
+                    "F32, {name}: {} KiB more for each",
+                    more / 1024 / SLOW
+                ));
+                ensure!(more < SHARED + BESIDE * SLOW, "{name}: {more} bytes");
+            }
+            slow.stop()?;
+        }
+        let [alone, beside] = best;
+        say(&format!(
+            "F32: {FAST} fast ones alone {alone:.1} MiB/s, beside {SLOW} slow ones {beside:.1} MiB/s"
+        ));
+        ensure!(beside >= 0.8 * alone, "{beside:.1} of {alone:.1} MiB/s");
+        carrying.is_well()
+    });
+}
+
+/// Moves some bytes to so many readers at once; says how many mebibytes a second came in all.
+fn fast(carrying: &Carrying<'_>, first: u64, count: u64) -> Result<f64> {
+    const EACH: u64 = 4 * MIB;
+    let each = Transfer {
+        up: 0,
+        ..Transfer::both_ways(0, EACH)
+    };
+    let began = Instant::now();
+    let load = carrying.load(first, count, each)?;
+    load.finish(&carrying.carried.origin, SOON)?;
+    #[expect(clippy::cast_precision_loss, reason = "a figure to look at")]
+    let mib = (count * EACH) as f64 / MIB as f64;
+    Ok(mib / began.elapsed().as_secs_f64())
+}
+
+fn residents(carrying: &Carrying<'_>) -> Result<[(&'static str, u64); 3]> {
+    Ok([
+        ("relay", carrying.up.resident_bytes()?),
+        ("provider", carrying.carried.exposed.resident_bytes()?),
+        ("consumer", carrying.carried.connected.resident_bytes()?),
+    ])
+}
+
+/// Clients that read 1 KiB a second of what comes as fast as it may.
+struct SlowReaders {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl SlowReaders {
+    fn start(carrying: &Carrying<'_>, first: u64, count: u64) -> Result<Self> {
+        let mut streams = Vec::new();
+        for stream in first..first + count {
+            let transfer = Transfer {
+                up: 0,
+                ..Transfer::both_ways(stream, 64 * MIB)
+            };
+            let client = transfer.open(&carrying.it.net.con, loopback(NEAR))?;
+            client.set_read_timeout(Some(SOON))?;
+            streams.push(client);
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut part = [0; 1024];
+            while !stopped.load(Ordering::Relaxed) {
+                for stream in &mut streams {
+                    stream.read_exact(&mut part).context("a slow reader")?;
+                }
+                wait::pause(Duration::from_secs(1));
+            }
+            Ok(())
+        });
+        // Their windows are full.
+        wait::pause(Duration::from_secs(5));
+        Ok(Self { stop, thread })
+    }
+
+    fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().ok().context("a reader panicked")?
+    }
 }
