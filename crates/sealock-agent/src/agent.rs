@@ -12,6 +12,7 @@ use sealock_core::fact::{Fact, Facts, Source};
 use sealock_core::identity::{AgentId, SpiffeId};
 use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
+use sealock_flow::arrival::InletKind;
 use sealock_flow::audit::{self, Audit};
 use sealock_flow::hop::{self, Hop, REJUDGE_EVERY};
 use sealock_flow::inlet;
@@ -159,7 +160,10 @@ impl Parts {
     pub(crate) fn may_open(&self, facts: &Facts) -> Result<(), Reason> {
         match self.caller.judge.judge(facts) {
             Err(Reason::NoSuchService) => Ok(()),
-            Err(reason) if !reason.is_transient() => Err(reason),
+            Err(reason) if !reason.is_transient() => {
+                self.caller.note_refusal(InletKind::Port, facts, reason);
+                Err(reason)
+            }
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -171,6 +175,7 @@ pub struct AgentHandle {
     link: Link,
     generation: u64,
     ways: Ways,
+    end_to_end: EndToEnd,
     farewell: CancellationToken,
     /// Flows and streams, which are given time to end.
     flows: Scope,
@@ -263,7 +268,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         offered,
         me.name,
         provider.clone(),
-        end_to_end,
+        end_to_end.clone(),
         flows.spawner(),
     );
     standing.spawn("provide", provide);
@@ -286,6 +291,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         link,
         generation,
         ways,
+        end_to_end,
         farewell,
         flows,
         standing,
@@ -490,6 +496,8 @@ const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the last packets may take to leave.
 const CLOSE_GRACE: Duration = Duration::from_millis(300);
+/// How long streams that are over may take to say so.
+const GOODBYE_GRACE: Duration = Duration::from_secs(1); // some round trips, while there is a way at all
 /// How long flows may go on after the agent was asked to stop.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -507,6 +515,18 @@ impl AgentHandle {
     pub fn load(&self) -> (usize, usize) {
         let flows = self.parts.caller.live.len() + self.parts.provider.live.len();
         (flows, self.flows.len())
+    }
+
+    /// What was decided and not yet told to the controller.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.parts.caller.audit
+    }
+
+    /// How many streams wait for another leg.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.end_to_end.parked()
     }
 
     /// What its sessions go over, the best one first.
@@ -648,7 +668,7 @@ impl AgentHandle {
         self.parts.listeners.clear();
         self.empty(grace).await;
         for flow in self.live() {
-            flow.revoke(Reason::Draining);
+            let _first = flow.revoke(Reason::Draining);
         }
         self.empty(CLOSE_GRACE).await;
         self.stop().await;
@@ -670,12 +690,24 @@ impl AgentHandle {
         tokio::time::timeout(limit, nothing).await.ok();
     }
 
-    /// Stops: offers of passing requests are taken back, then the session ends.
+    /// Lets streams whose flows are over say their last word while there are sessions to say it on.
+    async fn goodbye(&self) {
+        let said = async {
+            while self.end_to_end.ending() > 0 {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(GOODBYE_GRACE, said).await.ok();
+    }
+
+    /// Stops: offers of passing requests are taken back and the last decisions told, then the session ends.
     pub async fn stop(self) {
         // Without a session nothing can be taken back, and nobody should wait for one now.
         if matches!(self.parts.sessions.state(), State::Up(_)) {
             offers::farewell(&self.parts.offers, &self.link, self.generation).await;
+            self.audit().flush().await;
         }
+        self.goodbye().await;
         self.ways.close(Reason::Draining);
         drop(self.standing);
         // Only so that the last packet leaves: it is no loss when a relay that is away does not see it.

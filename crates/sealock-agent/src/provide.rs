@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use sealock_core::name::AgentName;
 use sealock_core::reason::Reason;
-use sealock_flow::arrival::Near;
+use sealock_flow::arrival::{InletKind, Near};
 use sealock_flow::hop::{self, Hop};
-use sealock_flow::inlet;
+use sealock_flow::inlet::session::{self, Stranger};
 use sealock_net::e2e::EndToEnd;
 use sealock_net::session::Offered;
 use sealock_net::stream::door::Doors;
@@ -29,6 +29,8 @@ pub(crate) async fn serve(
     let doors = Doors::default();
     while let Some(Offered { incoming, leg }) = offered.recv().await {
         let Ok(slot) = Arc::clone(&handshakes).try_acquire_owned() else {
+            let claimed = session::claimed(&incoming);
+            hop.note_refusal(InletKind::Session, &claimed, Reason::Overloaded);
             leg.io.reset(Reason::Overloaded);
             continue;
         };
@@ -36,19 +38,24 @@ pub(crate) async fn serve(
         let doors = doors.clone();
         tasks.spawn("provide", async move {
             if incoming.epoch > Epoch::FIRST {
-                return inlet::session::take_up(&hop, &doors, &me, incoming, leg).await;
+                return session::take_up(&hop, &doors, &me, incoming, leg).await;
             }
             let Some(place) = doors.enter(incoming.stream, incoming.service.clone()) else {
+                let claimed = session::claimed(&incoming);
+                hop.note_refusal(InletKind::Session, &claimed, Reason::StreamInUse);
                 return Near::Leg(leg.io).refuse(Reason::StreamInUse).await;
             };
-            let arrival = inlet::session::at_provider(&end_to_end, &me, incoming, (leg, place));
+            let arrival = session::at_provider(&end_to_end, &me, incoming, (leg, place));
             let arrival = arrival.await;
             drop(slot);
             match arrival {
                 Ok(arrival) => {
                     hop::run(&hop, arrival).await;
                 }
-                Err(reason) => tracing::debug!(reason = reason.code(), "a caller did not arrive"),
+                Err(stranger) => {
+                    let Stranger { facts, reason } = *stranger;
+                    hop.note_refusal(InletKind::Session, &facts, reason);
+                }
             }
         });
     }

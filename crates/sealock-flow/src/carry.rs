@@ -37,6 +37,15 @@ pub async fn carry(near: Io, far: Io, permit: &Permit) -> Reason {
             ended = both(up, down) => ended,
         }
     };
+    // What is still on its way belongs to the flow: it is not done before the other agent has it.
+    let ended = match ended {
+        Ok(()) => tokio::select! {
+            biased; // as above
+            reason = permit.revoked() => Err(reason),
+            settled = both(near_writer.settled(), far_writer.settled()) => settled,
+        },
+        Err(reason) => Err(reason),
+    };
     let reason = match ended {
         Ok(()) => {
             near_reader.done();

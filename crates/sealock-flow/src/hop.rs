@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sealock_core::fact::Facts;
 use sealock_core::reason::Reason;
 use tracing::Instrument;
 
-use crate::arrival::Arrival;
-use crate::audit::Audit;
+use crate::arrival::{Arrival, InletKind};
+use crate::audit::{Audit, Decision, Undecided};
 use crate::carry;
 use crate::live::LiveFlows;
 use crate::meter::Meter;
@@ -37,7 +38,7 @@ impl std::fmt::Debug for Hop {
 }
 
 impl Hop {
-    /// Cuts every live flow that the policy of this moment no longer allows; returns how many.
+    /// Cuts every live flow that the policy of this moment no longer allows, and writes each down; returns how many.
     pub fn rejudge(&self) -> usize {
         let cut = self.live.rejudge(|facts| match self.judge.judge(facts) {
             Ok(_) => Ok(()),
@@ -47,10 +48,20 @@ impl Hop {
             Err(Reason::PolicyStale) => Ok(()),
             Err(reason) => Err(reason),
         });
-        if cut > 0 {
-            tracing::info!(flows = cut, "policy took permits back");
+        for (flow, reason) in &cut {
+            let decision = Decision::new(&flow.facts, None, Some(*reason));
+            self.audit.decided(decision);
         }
-        cut
+        if !cut.is_empty() {
+            tracing::info!(flows = cut.len(), "policy took permits back");
+        }
+        cut.len()
+    }
+
+    /// Writes down and counts that a flow with these facts may not be. Whoever waits for an answer is told by the caller.
+    pub fn note_refusal(&self, inlet: InletKind, facts: &Facts, reason: Reason) {
+        self.audit.decided(Decision::new(facts, None, Some(reason)));
+        self.meter.refused(inlet, facts, reason);
     }
 }
 
@@ -61,11 +72,11 @@ pub const REJUDGE_EVERY: Duration = Duration::from_secs(2);
 pub async fn run(hop: &Hop, arrival: Arrival) -> Reason {
     let named = name::settle(arrival);
     match rule::decide(hop.judge.as_ref(), &hop.live, &hop.audit, named) {
-        Ok(ruled) => {
+        Ok((ruled, undecided)) => {
             let flow = ruled.permit.flow();
             let span = tracing::info_span!("flow", flow_id = %flow.id, inlet = flow.inlet.as_str());
             hop.meter.began(flow.inlet);
-            go_on(hop, ruled).instrument(span).await
+            go_on(hop, ruled, undecided).instrument(span).await
         }
         Err(refused) => {
             let Refused { named, reason } = *refused;
@@ -76,11 +87,24 @@ pub async fn run(hop: &Hop, arrival: Arrival) -> Reason {
     }
 }
 
+/// Refuses a flow before policy is asked: the node itself does not take it.
+pub async fn refuse(hop: &Hop, arrival: Arrival, reason: Reason) {
+    let Arrival {
+        inlet, facts, near, ..
+    } = arrival;
+    hop.note_refusal(inlet, &facts, reason);
+    near.refuse(reason).await;
+}
+
 // Each step in a box of its own: for its long idle life a flow keeps the memory of `carry`, not that of the handshakes.
-async fn go_on(hop: &Hop, ruled: rule::Ruled) -> Reason {
+async fn go_on(hop: &Hop, ruled: rule::Ruled, undecided: Undecided) -> Reason {
     let (opened, permit) = match Box::pin(outlet::open(ruled)).await {
-        Ok(opened) => opened,
+        Ok(opened) => {
+            undecided.came_to(Reason::Done);
+            opened
+        }
         Err(failed) => {
+            undecided.came_to(failed.reason);
             hop.meter.ended(failed.permit.flow(), failed.reason);
             Box::pin(failed.near.refuse(failed.reason)).await;
             return failed.reason;

@@ -215,6 +215,21 @@ impl Writer {
         }
     }
 
+    /// After both directions ended: waits until the other side has all of it, where it says so.
+    ///
+    /// # Errors
+    /// The reason why it did not get all.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn settled(&mut self) -> Result<(), Reason> {
+        match self {
+            // What is behind them says nothing more.
+            Self::Tcp(_) | Self::Unix(_) | Self::Stdout(_) | Self::Leg(_) => Ok(()),
+            Self::Sealed(half) => half.settled().await,
+        }
+    }
+
     /// Ends the side abnormally: TCP sees RST, a leg RESET_STREAM, an encrypted stream RESET with the reason.
     ///
     /// A unix socket sees ECONNRESET when its reader is dropped before it is done, if its peer has said anything; else

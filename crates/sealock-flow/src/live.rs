@@ -54,11 +54,13 @@ impl LiveFlow {
         let _first = self.carried.set(carried);
     }
 
-    /// Takes the flow's permit back; the first reason stays.
-    pub fn revoke(&self, reason: Reason) {
-        if self.revoked.set(reason).is_ok() {
+    /// Takes the flow's permit back; the first reason stays. Says whether it was this one.
+    pub fn revoke(&self, reason: Reason) -> bool {
+        let is_first = self.revoked.set(reason).is_ok();
+        if is_first {
             self.wake.notify_waiters();
         }
+        is_first
     }
 }
 
@@ -137,16 +139,16 @@ impl LiveFlows {
         self.inner.flows.lock().values().cloned().collect()
     }
 
-    /// Judges every flow again and cuts those that `verdict` no longer allows; returns how many were cut.
-    pub fn rejudge(&self, verdict: impl Fn(&Facts) -> Result<(), Reason>) -> usize {
-        let cut = |flow: &Arc<LiveFlow>| match verdict(&flow.facts) {
-            Ok(()) => false,
-            Err(reason) => {
-                flow.revoke(reason);
-                true
-            }
+    /// Judges every flow again and cuts those that `verdict` no longer allows; returns what was cut and why.
+    pub fn rejudge(
+        &self,
+        verdict: impl Fn(&Facts) -> Result<(), Reason>,
+    ) -> Vec<(Arc<LiveFlow>, Reason)> {
+        let cut = |flow: Arc<LiveFlow>| {
+            let reason = verdict(&flow.facts).err()?;
+            flow.revoke(reason).then_some((flow, reason))
         };
-        self.list().iter().filter(|flow| cut(flow)).count()
+        self.list().into_iter().filter_map(cut).collect()
     }
 }
 

@@ -6,7 +6,7 @@ use sealock_core::reason::Reason;
 use sealock_net::views::ViewStore;
 
 use crate::arrival::LegHead;
-use crate::audit::{Audit, Decision};
+use crate::audit::{Audit, Decision, Undecided};
 use crate::live::{LiveFlows, Permit};
 use crate::name::Named;
 use crate::outlet::Way;
@@ -66,7 +66,7 @@ pub struct Refused {
     pub reason: Reason,
 }
 
-/// Judges a flow, writes the decision down, and plans its ways.
+/// Judges a flow and plans its ways. A refusal is written down here; a permission when it is known what came of it.
 ///
 /// # Errors
 /// The flow itself with the reason, so that its near side can be answered.
@@ -75,24 +75,30 @@ pub fn decide(
     live: &LiveFlows,
     audit: &Audit,
     named: Named,
-) -> Result<Ruled, Box<Refused>> {
+) -> Result<(Ruled, Undecided), Box<Refused>> {
     // Entered before it is judged: see `live`.
     let entered = live.enter(named.inlet, named.facts.clone());
     let verdict = entered.and_then(|permit| Ok((judge.judge(&named.facts)?, permit)));
-    let rule = verdict.as_ref().ok().map(|(rule, _)| rule.clone());
-    audit.decided(Decision::new(
-        &named.facts,
-        rule,
-        verdict.as_ref().err().copied(),
-    ));
-    let planned =
-        verdict.and_then(|(_, permit)| Ok((judge.plan(&named.facts, named.leg.as_ref())?, permit)));
-    match planned {
-        Ok((ways, permit)) => Ok(Ruled {
-            named,
-            permit,
-            ways,
-        }),
-        Err(reason) => Err(Box::new(Refused { named, reason })),
+    let (rule, permit) = match verdict {
+        Ok(allowed) => allowed,
+        Err(reason) => {
+            audit.decided(Decision::new(&named.facts, None, Some(reason)));
+            return Err(Box::new(Refused { named, reason }));
+        }
+    };
+    let undecided = audit.allows(&named.facts, rule);
+    match judge.plan(&named.facts, named.leg.as_ref()) {
+        Ok(ways) => {
+            let ruled = Ruled {
+                named,
+                permit,
+                ways,
+            };
+            Ok((ruled, undecided))
+        }
+        Err(reason) => {
+            undecided.came_to(reason);
+            Err(Box::new(Refused { named, reason }))
+        }
     }
 }

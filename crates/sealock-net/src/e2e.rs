@@ -168,6 +168,12 @@ impl EndToEnd {
         self.streams.parked()
     }
 
+    /// How many streams that nobody uses any more are still saying goodbye.
+    #[must_use]
+    pub fn ending(&self) -> usize {
+        self.streams.ending()
+    }
+
     fn me(&self) -> Result<AgentId, Reason> {
         let svid = self.identity.current().ok_or(Reason::Internal)?;
         svid.id()

@@ -6,7 +6,7 @@
 //!
 //! Legs come from a [`LegSource`] at the opener, and through a [`Door`](door::Door) at the accepter.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -41,6 +41,7 @@ pub struct Streams {
     memory: Memory,
     parking: Parking,
     gates: Gates,
+    tally: Arc<Tally>,
 }
 
 impl Streams {
@@ -52,6 +53,7 @@ impl Streams {
             memory: Memory::default(),
             parking: Parking::default(),
             gates: Gates::default(),
+            tally: Arc::default(),
         }
     }
 
@@ -78,14 +80,21 @@ impl Streams {
             writable: Notify::new(),
         });
         let driver = driver::run(Arc::clone(&shared), role, first, way, self.parking.clone());
-        self.tasks.spawn("stream", driver);
+        let driven = Counted::new(&self.tally, |tally| &tally.driven);
+        self.tasks.spawn("stream", async move {
+            driver.await;
+            drop(driven);
+        });
+        let used = Arc::new(Counted::new(&self.tally, |tally| &tally.used));
         (
             StreamReader {
                 shared: Arc::clone(&shared),
+                _used: Arc::clone(&used),
             },
             StreamWriter {
                 shared,
                 ended: false,
+                _used: used,
             },
         )
     }
@@ -94,6 +103,43 @@ impl Streams {
     #[must_use]
     pub fn parked(&self) -> usize {
         self.parking.len()
+    }
+
+    /// How many streams that nobody uses any more have still a last word to say, or to hear.
+    #[must_use]
+    pub fn ending(&self) -> usize {
+        let driven = self.tally.driven.load(Ordering::Relaxed);
+        driven.saturating_sub(self.tally.used.load(Ordering::Relaxed))
+    }
+}
+
+/// How many streams there are, and how many of them have a user.
+#[derive(Debug, Default)]
+struct Tally {
+    driven: AtomicUsize,
+    used: AtomicUsize,
+}
+
+/// One in a count of the tally, until dropped.
+#[derive(Debug)]
+struct Counted {
+    tally: Arc<Tally>,
+    count: fn(&Tally) -> &AtomicUsize,
+}
+
+impl Counted {
+    fn new(tally: &Arc<Tally>, count: fn(&Tally) -> &AtomicUsize) -> Self {
+        count(tally).fetch_add(1, Ordering::Relaxed);
+        Self {
+            tally: Arc::clone(tally),
+            count,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.count)(&self.tally).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -201,6 +247,7 @@ const READ_LIMIT: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct StreamReader {
     shared: Arc<Shared>,
+    _used: Arc<Counted>,
 }
 
 impl StreamReader {
@@ -240,6 +287,7 @@ impl StreamReader {
 pub struct StreamWriter {
     shared: Arc<Shared>,
     ended: bool,
+    _used: Arc<Counted>,
 }
 
 impl StreamWriter {
@@ -283,6 +331,22 @@ impl StreamWriter {
         let outcome = self.shared.machine.lock().finish();
         self.shared.driver.notify_one();
         outcome.map_err(reason_of)
+    }
+
+    /// Waits until both sides know how the stream ended; before that, a clean end is only what this side hopes for.
+    ///
+    /// # Errors
+    /// The reason why it did not end cleanly.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn settled(&mut self) -> Result<(), Reason> {
+        loop {
+            if let Some(verdict) = self.shared.verdict() {
+                return verdict;
+            }
+            self.shared.writable.notified().await;
+        }
     }
 
     /// Ends the stream abnormally, both directions at once.

@@ -16,7 +16,6 @@ use sealock_core::identity::{AgentId, Principal};
 use sealock_core::name::{AgentName, NodeName, TenantName};
 use sealock_core::reason::Reason;
 use sealock_flow::arrival::{InletKind, Near};
-use sealock_flow::audit::Decision;
 use sealock_flow::hop;
 use sealock_flow::inlet;
 use sealock_flow::outlet::session::PeerRelay;
@@ -408,17 +407,14 @@ async fn take_in(
         }
         Err(reason) => {
             tracing::warn!(%relay, caller = %forward.caller, reason = reason.code(), "a leg of another relay was not taken");
-            if reason != Reason::Draining {
-                // Recorded as a claim: nobody proved it.
-                let facts = Facts {
-                    tenant: forward.caller.tenant.clone(),
-                    caller: Fact::new(forward.caller, Source::Relayed),
-                    certificate: None,
-                    service: Fact::new(forward.open.service, Source::Asked),
-                };
-                let decision = Decision::new(&facts, None, Some(reason));
-                shared.hop.audit.decided(decision);
-            }
+            // Recorded as a claim: nobody proved it.
+            let facts = Facts {
+                tenant: forward.caller.tenant.clone(),
+                caller: Fact::new(forward.caller, Source::Relayed),
+                certificate: None,
+                service: Fact::new(forward.open.service, Source::Asked),
+            };
+            shared.hop.note_refusal(InletKind::Peer, &facts, reason);
             Near::Leg(leg).refuse(reason).await;
         }
     }

@@ -424,6 +424,7 @@ impl RelayHandle {
     pub async fn stop(self) {
         self.doors.close(Reason::Draining);
         self.outwards.close(Reason::Draining);
+        self.audit.flush().await;
         // Waited for: whoever takes this relay's place wants its address at once.
         self.standing.shutdown(Duration::ZERO).await;
         // Agents that dial again at once would keep it busy for ever.

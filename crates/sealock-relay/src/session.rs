@@ -7,7 +7,6 @@ use std::time::Duration;
 use sealock_core::identity::{AgentId, Principal};
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
-use sealock_flow::arrival::Near;
 use sealock_flow::hop::{self, Hop};
 use sealock_flow::inlet;
 use sealock_net::identity::PeerIdentity;
@@ -268,6 +267,18 @@ impl Limits {
     }
 }
 
+/// Whether this relay takes an open of this agent at all, before policy is asked.
+fn takes(shared: &Shared, live: &Live) -> Result<(), Reason> {
+    // Streams outlive the certificate that opened them; new ones need one that is valid (F25).
+    if live.peer.not_after < jiff::Timestamp::now() {
+        return Err(Reason::NotAdmitted);
+    }
+    if shared.draining.is_cancelled() {
+        return Err(Reason::Draining);
+    }
+    Ok(())
+}
+
 /// Reads a stream's head and does what it says, in a task of its own: a slow head holds up nobody.
 fn take_in(
     shared: &Shared,
@@ -281,17 +292,15 @@ fn take_in(
         let head = tokio::time::timeout(WORD_DEADLINE, message::read(&mut leg.recv)).await;
         drop(headless);
         match head {
-            Ok(Ok(Message::Open(_))) if live.peer.not_after < jiff::Timestamp::now() => {
-                // Streams outlive the certificate that opened them; new ones need one that is valid (F25).
-                Near::Leg(leg).refuse(Reason::NotAdmitted).await;
-            }
-            Ok(Ok(Message::Open(_))) if shared.draining.is_cancelled() => {
-                Near::Leg(leg).refuse(Reason::Draining).await;
-            }
             Ok(Ok(Message::Open(open))) => {
                 let arrival = inlet::session::at_relay(&live.agent, &live.peer, open, leg);
-                let arrival = arrival.vouched(live.vouched.clone());
-                hop::run(&shared.hop, arrival).await;
+                match takes(&shared, &live) {
+                    Ok(()) => {
+                        let arrival = arrival.vouched(live.vouched.clone());
+                        hop::run(&shared.hop, arrival).await;
+                    }
+                    Err(reason) => hop::refuse(&shared.hop, arrival, reason).await,
+                }
             }
             Ok(Ok(Message::Controller)) => match controller.try_acquire_owned() {
                 Ok(_slot) => {

@@ -7,7 +7,7 @@ use sealock_core::fact::{CertificateRef, Fact, Facts, Source};
 use sealock_core::identity::AgentId;
 use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
-use sealock_net::e2e::EndToEnd;
+use sealock_net::e2e::{Caller, EndToEnd};
 use sealock_net::identity::PeerIdentity;
 use sealock_net::stream::Leg;
 use sealock_net::stream::door::{Door, Doors, Place};
@@ -36,16 +36,40 @@ pub fn at_relay(caller: &AgentId, peer: &PeerIdentity, open: Open, leg: BiStream
     }
 }
 
+/// What a relay says of a leg that it offers: claims, until the caller has proved them end to end.
+#[must_use]
+pub fn claimed(incoming: &Incoming) -> Facts {
+    Facts {
+        tenant: incoming.caller.tenant.clone(),
+        caller: Fact::new(incoming.caller.clone(), Source::Relayed),
+        certificate: None,
+        service: Fact::new(incoming.service.clone(), Source::Relayed),
+    }
+}
+
+/// Who did not arrive, for the record.
+#[derive(Debug)]
+pub struct Stranger {
+    /// What it proved, or what the relay said of one that proved nothing.
+    pub facts: Facts,
+    /// Why it did not arrive.
+    pub reason: Reason,
+}
+
 /// At a provider: takes the leg, lets the caller prove itself end to end, and hears what it asks for.
 ///
 /// # Errors
-/// The reason why there is nobody to answer: the caller has been told already.
+/// Who it was and why there is nobody to answer: the caller has been told already.
 pub async fn at_provider(
     end_to_end: &EndToEnd,
     me: &AgentName,
     incoming: Incoming,
     (mut leg, place): (Leg, Place),
-) -> Result<Arrival, Reason> {
+) -> Result<Arrival, Box<Stranger>> {
+    let unproved = |reason| {
+        let facts = claimed(&incoming);
+        Box::new(Stranger { facts, reason })
+    };
     let head = LegHead {
         stream: incoming.stream,
         epoch: incoming.epoch,
@@ -55,17 +79,20 @@ pub async fn at_provider(
     leg.io
         .send
         .write(Message::Opened(me.clone()).encode())
-        .await?;
+        .await
+        .map_err(|lost| unproved(lost.into()))?;
     // In a box, so that the flow does not keep the handshake's memory.
-    let caller = Box::pin(end_to_end.answer(leg, place)).await?;
+    let caller = Box::pin(end_to_end.answer(leg, place)).await;
+    let caller = caller.map_err(unproved)?;
     let proved = caller.agent().clone();
     if proved != incoming.caller || *caller.service() != incoming.service {
         // The relay and the caller tell different stories: neither is believed.
         tracing::warn!(caller = %proved, claimed = %incoming.caller, "the relay named another caller or service");
-        caller.refuse(Reason::PeerNotAuthentic).await;
-        return Err(Reason::PeerNotAuthentic);
+        let (facts, reason) = (facts_of(proved, &caller), Reason::PeerNotAuthentic);
+        caller.refuse(reason).await;
+        return Err(Box::new(Stranger { facts, reason }));
     }
-    let facts = proved_facts(proved, caller.peer(), caller.service().clone());
+    let facts = facts_of(proved, &caller);
     Ok(Arrival {
         inlet: InletKind::Session,
         facts,
@@ -74,16 +101,15 @@ pub async fn at_provider(
     })
 }
 
+fn facts_of(proved: AgentId, caller: &Caller) -> Facts {
+    proved_facts(proved, caller.peer(), caller.service().clone())
+}
+
 /// At a provider: a later leg for a stream that lives here. Judged as the first one was, by the identity that the
 /// caller proved then, and written down once, whatever comes of it.
 pub async fn take_up(hop: &Hop, doors: &Doors, me: &AgentName, incoming: Incoming, leg: Leg) {
     let (stream, epoch) = (incoming.stream, incoming.epoch);
-    let claimed = Facts {
-        tenant: incoming.caller.tenant.clone(),
-        caller: Fact::new(incoming.caller, Source::Relayed),
-        certificate: None,
-        service: Fact::new(incoming.service, Source::Relayed),
-    };
+    let claimed = claimed(&incoming);
     let (facts, found) = match owned(doors, stream, &claimed) {
         Ok((door, facts)) => (facts, Ok(door)),
         Err(reason) => (claimed, Err(reason)),

@@ -301,6 +301,17 @@ impl SealedWriter {
         self.stream.finish()
     }
 
+    /// Waits until both sides know how the stream ended.
+    ///
+    /// # Errors
+    /// The reason why it did not end cleanly.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn settled(&mut self) -> Result<(), Reason> {
+        self.stream.settled().await
+    }
+
     /// From here on the stream outlives its legs.
     pub(super) fn outlive_legs(&self, ticket: Arc<Ticket>, peer: AgentId) {
         self.stream.outlive_legs(ticket, peer);

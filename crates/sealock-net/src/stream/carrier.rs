@@ -23,6 +23,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the other side may take to answer the end of the stream on a leg that works.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a leg whose stream is over may take to end at both of its ends.
+const PART_DEADLINE: Duration = Duration::from_secs(2); // a round trip, and some that were lost
 
 /// A leg with all that its bytes need on their way.
 pub(super) struct Carrier {
@@ -78,6 +80,19 @@ impl Carrier {
             goodbye_by: None,
             former: None,
         }
+    }
+
+    /// Ends the leg of a stream that is over. Everybody on the way sees a clean end, also when the process and its
+    /// session end right afterwards.
+    pub(super) async fn part(mut self) {
+        // Both sides have said their last word; a failure to say goodbye changes nothing.
+        let _goodbye = self.writer.finish();
+        let (writer, reader, silent) = (&self.writer, &mut self.reader, self.silent);
+        let heard = async move {
+            while !silent && matches!(reader.read_chunk(CHUNK).await, Ok(Some(_))) {}
+        };
+        let ended = async { tokio::join!(writer.stopped(), heard) };
+        tokio::time::timeout(PART_DEADLINE, ended).await.ok();
     }
 
     /// Goes on with bytes that were read from the leg before.
@@ -187,8 +202,6 @@ impl Carrier {
         loop {
             let turn = self.prepare(shared);
             if turn.is_idle && self.released {
-                // The peer has said its last word and so have we; a failure to say goodbye changes nothing.
-                let _goodbye = self.writer.finish();
                 return Ended::Over;
             }
             if turn.wants_leg {

@@ -35,7 +35,7 @@ pub(super) async fn run(
     }
     loop {
         let lost = match carrier.carry(&shared, &mut way).await {
-            Ended::Over => return,
+            Ended::Over => return carrier.part().await,
             Ended::Next(next) => {
                 if let Some(successor) = take(&shared, *next) {
                     carrier.succeed(successor);

@@ -50,6 +50,37 @@ fn a_denied_open_ends_with_3_and_its_reason_and_not_one_byte_on_standard_output(
     let (code, out, _) = deployment.admin(&["why", "consumer", "echo"]);
     assert_eq!(code, 3);
     assert!(out.starts_with("no: denied by rule"), "{out}");
+    // Both processes are gone, and told what they had decided before they went.
+    let (_, out, _) = deployment.admin(&["audit", "--json", "--action", "flow.open"]);
+    let listed: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let rows = listed["rows"].as_array().cloned().unwrap_or_default();
+    let of_consumer = |row: &&serde_json::Value| {
+        let text = row.to_string();
+        text.contains("POLICY_DENIED") && text.contains("consumer")
+    };
+    assert_eq!(rows.iter().filter(of_consumer).count(), 2, "{out}");
+}
+
+// F27: the log of those on the way tells a flow that ended as it should from one whose caller was lost.
+#[test]
+fn a_flow_over_standard_input_and_output_ends_as_done_for_everybody() {
+    let deployment = Deployment::start_with(&[], &[("RUST_LOG", "info")]);
+    let target = echo_server().to_string();
+    let state = deployment.state("provider");
+    let mut expose = sealock(&state, &["expose", &target, "--as", "echo"]);
+    expose.env("RUST_LOG", "info");
+    let exposed = Running::spawn(expose);
+    exposed.wait_for("exposed");
+    let ended = |log: &str| log.matches("flow ended").count();
+    for count in 1..=5 {
+        assert_eq!(deployment.stdio("echo", b"hello").0, 0);
+        for log in [&deployment.up, &exposed] {
+            eventually(|| ended(&log.errors()), |seen| *seen == count);
+            assert!(!log.errors().contains("PEER_LOST"), "{}", log.errors());
+        }
+    }
+    let log = deployment.up.errors();
+    assert_eq!(log.matches("DONE").count(), 5, "{log}");
 }
 
 #[test]

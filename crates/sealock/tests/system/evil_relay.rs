@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use sealock_agent::AgentHandle;
 use sealock_core::reason::Reason;
+use sealock_flow::audit::Decision;
 use sealock_net::e2e::EndToEnd;
 use sealock_net::identity::IdentityStore;
 use sealock_net::message;
@@ -26,6 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use crate::audited::rows;
 use crate::deployment::{READY, address, any_port, serve};
 use crate::world::{World, until};
 
@@ -521,6 +523,9 @@ async fn nobody_but_the_provider_that_the_view_names_can_answer() -> Result<()> 
         assert_eq!(scene.expect_reset(path).await?, 0, "{path}");
         let reason = scene.agents[0].stdio("echo".parse()?).await;
         assert_eq!(reason, Reason::PeerNotAuthentic, "{path}");
+        let rows = rows(scene.agents[0].audit(), "caller", 2).await?;
+        let told = |row: &Decision| row.rule.is_some() && row.reason == Reason::PeerNotAuthentic;
+        assert!(rows.iter().all(told), "{path}: {rows:?}");
     }
     let scene = Scene::start(Trick::GiveTo("mallory")).await?;
     assert_eq!(scene.expect_reset("another agent").await?, 0);
@@ -540,6 +545,12 @@ async fn a_relay_that_lies_about_the_caller_is_not_believed() -> Result<()> {
     assert_eq!(*scene.reached.lock(), 0);
     let reason = scene.agents[0].stdio("echo".parse()?).await;
     assert_eq!(reason, Reason::PeerNotAuthentic);
+    let provider = &scene.agents[1];
+    for audit in [scene.agents[0].audit(), provider.audit()] {
+        let rows = rows(audit, "caller", 2).await?;
+        let told = |row: &Decision| row.reason == Reason::PeerNotAuthentic;
+        assert!(rows.iter().all(told), "{rows:?}");
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The whole system in one process: controller, relay and agents over real sockets on loopback.
 
+mod audited;
 mod deployment;
 mod door;
 mod evil_peer;

@@ -58,10 +58,7 @@ async fn neighbours(world: &World) -> Result<[RelayHandle; 2]> {
 async fn decisions(relay: &RelayHandle, service: &str) -> Result<Vec<Decision>> {
     let look = async {
         loop {
-            // The relay's own reporter takes and puts back too: the controller is away.
-            let (taken, _) = relay.audit.take(1_000).await;
-            let mut found = taken.clone();
-            relay.audit.put_back(taken);
+            let mut found = relay.audit.untold();
             found.retain(|one| one.service.as_str() == service);
             if !found.is_empty() {
                 return found;
