@@ -58,6 +58,8 @@ pub struct AgentConfig {
     pub ways: Plan,
     /// How old a view may be and still allow anything.
     pub max_policy_age: Duration,
+    /// How many bytes its streams may hold and promise to hold together.
+    pub stream_memory: u64,
     /// Its control socket, when it has one.
     pub socket: Option<ControlSocket>,
     /// Where metrics and health are served.
@@ -245,7 +247,8 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     let owned = (config.kind == SessionKind::Full).then(|| dir.clone());
     let link = link(&sessions, &identity, &trust, owned);
     let link = link.with_way_back(way_back(&config, dir));
-    let end_to_end = EndToEnd::new(identity.clone(), trust, flows.spawner());
+    let end_to_end =
+        EndToEnd::new(identity.clone(), trust, flows.spawner()).with_memory(config.stream_memory);
     let mut registry = Registry::with_prefix("sealock_agent");
     let outlet = ServiceOutlet::new(sessions.clone(), end_to_end.clone(), views.clone());
     let Hops { caller, provider } = hops(&views, &offers, outlet, &mut registry);
@@ -517,6 +520,12 @@ impl AgentHandle {
         (flows, self.flows.len())
     }
 
+    /// What it judges by.
+    #[must_use]
+    pub fn views(&self) -> &ViewStore {
+        &self.parts.views
+    }
+
     /// What was decided and not yet told to the controller.
     #[must_use]
     pub fn audit(&self) -> &Audit {
@@ -527,6 +536,12 @@ impl AgentHandle {
     #[must_use]
     pub fn parked(&self) -> usize {
         self.end_to_end.parked()
+    }
+
+    /// How many bytes its streams hold and have promised to hold.
+    #[must_use]
+    pub fn stream_memory(&self) -> u64 {
+        self.end_to_end.memory()
     }
 
     /// What its sessions go over, the best one first.

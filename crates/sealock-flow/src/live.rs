@@ -186,3 +186,50 @@ impl Drop for Permit {
         self.live.inner.flows.lock().remove(&self.flow.id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use sealock_core::fact::{Fact, Source};
+    use sealock_core::identity::AgentId;
+
+    use super::*;
+
+    // S43: between the look at the limit and the entry nobody else gets in.
+    #[test]
+    fn opens_of_many_threads_never_exceed_the_limit() {
+        const LIMIT: usize = 32; // fewer than threads, so that each of them meets it
+        let live = LiveFlows::new(LIMIT);
+        let agent: AgentId = AgentId {
+            tenant: "default".parse().expect("a name"),
+            name: "ann".parse().expect("a name"),
+        };
+        let facts = Facts {
+            tenant: agent.tenant.clone(),
+            caller: Fact::new(agent, Source::Certificate),
+            certificate: None,
+            service: Fact::new("db".parse().expect("a name"), Source::Asked),
+        };
+        let (held, entered) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..64 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        let Ok(permit) = live.enter(InletKind::Session, facts.clone()) else {
+                            continue;
+                        };
+                        assert!(held.fetch_add(1, Ordering::SeqCst) < LIMIT);
+                        entered.fetch_add(1, Ordering::Relaxed);
+                        if entered.load(Ordering::Relaxed).is_multiple_of(64) {
+                            std::thread::yield_now();
+                        }
+                        held.fetch_sub(1, Ordering::SeqCst);
+                        drop(permit);
+                    }
+                });
+            }
+        });
+        assert!(entered.into_inner() >= 10_000 && live.is_empty());
+    }
+}

@@ -80,6 +80,15 @@ impl EndToEnd {
         }
     }
 
+    /// The same, with so much memory for all streams together.
+    #[must_use]
+    pub fn with_memory(self, limit: u64) -> Self {
+        Self {
+            streams: self.streams.with_memory(limit),
+            ..self
+        }
+    }
+
     /// Proves both sides to each other over a leg that the caller opened, asks for the service, and waits for the
     /// answer. `early` gives what may already travel with the question.
     ///
@@ -105,7 +114,7 @@ impl EndToEnd {
             stream,
             service: service.clone(),
         });
-        let halves = self.streams.open(leg, again);
+        let halves = self.streams.open(leg, again)?;
         let talk = async {
             let (mut reader, mut writer) = record::handshake(tls, halves).await?;
             let (provider, _) = proved(&reader)?;
@@ -132,7 +141,7 @@ impl EndToEnd {
     pub async fn answer(&self, leg: Leg, place: Place) -> Result<Caller, Reason> {
         let (stream, door) = (place.id(), place.door().clone());
         let tls = record::server(Arc::clone(&self.server), stream)?;
-        let halves = self.streams.accept(leg, place);
+        let halves = self.streams.accept(leg, place)?;
         let talk = async {
             let (mut reader, writer) = record::handshake(tls, halves).await?;
             let (agent, peer) = proved(&reader)?;
@@ -166,6 +175,12 @@ impl EndToEnd {
     #[must_use]
     pub fn parked(&self) -> usize {
         self.streams.parked()
+    }
+
+    /// How many bytes the streams hold and have promised to hold.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.streams.memory()
     }
 
     /// How many streams that nobody uses any more are still saying goodbye.

@@ -7,6 +7,7 @@ pub mod e2e;
 pub mod files;
 pub mod identity;
 pub mod join;
+pub mod limit;
 pub mod link;
 pub mod message;
 pub mod node_api;

@@ -6,7 +6,7 @@
 //!
 //! Legs come from a [`LegSource`] at the opener, and through a [`Door`](door::Door) at the accepter.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use sealock_core::reason::Reason;
 use sealock_proto::stream::{Event, Read, Role, Stream, StreamConfig, Ticket, WriteError};
 use tokio::sync::Notify;
 
+use crate::limit::PeerLimit;
 use crate::task::Spawner;
 
 mod carrier;
@@ -27,11 +28,12 @@ mod memory;
 mod way;
 
 pub use leg::{Leg, LegSource, loses_only_the_leg};
+pub use memory::MEMORY_LIMIT;
 pub use way::Again;
 
 use carrier::News;
 use door::Place;
-use memory::{Memory, Parking};
+use memory::{Memory, Share, parking};
 use way::{Asking, Gates, Way};
 
 /// What all streams of an agent share; clones are the same.
@@ -39,7 +41,7 @@ use way::{Asking, Gates, Way};
 pub struct Streams {
     tasks: Spawner,
     memory: Memory,
-    parking: Parking,
+    parking: PeerLimit,
     gates: Gates,
     tally: Arc<Tally>,
 }
@@ -50,31 +52,62 @@ impl Streams {
     pub fn new(tasks: Spawner) -> Self {
         Self {
             tasks,
-            memory: Memory::default(),
-            parking: Parking::default(),
+            memory: Memory::new(MEMORY_LIMIT),
+            parking: parking(),
             gates: Gates::default(),
             tally: Arc::default(),
         }
     }
 
-    /// Begins a stream on a leg whose head was sent. Without `again` it ends with its first leg.
+    /// The same, with so much memory for all streams together.
     #[must_use]
-    pub fn open(&self, first: Leg, again: Option<Again>) -> (StreamReader, StreamWriter) {
+    pub fn with_memory(self, limit: u64) -> Self {
+        Self {
+            memory: Memory::new(limit),
+            ..self
+        }
+    }
+
+    /// Begins a stream on a leg whose head was sent. Without `again` it ends with its first leg.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] when the other streams hold all the memory; the leg is reset.
+    pub fn open(
+        &self,
+        first: Leg,
+        again: Option<Again>,
+    ) -> Result<(StreamReader, StreamWriter), Reason> {
         let asking = Asking::new(again, self.gates.clone());
         self.start(Role::Opener, first, Way::Opener(Box::new(asking)))
     }
 
     /// Begins a stream on a leg that was offered and answered.
-    #[must_use]
-    pub fn accept(&self, first: Leg, place: Place) -> (StreamReader, StreamWriter) {
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] when the other streams hold all the memory; the leg is reset.
+    pub fn accept(&self, first: Leg, place: Place) -> Result<(StreamReader, StreamWriter), Reason> {
         self.start(Role::Accepter, first, Way::Accepter(place))
     }
 
-    fn start(&self, role: Role, first: Leg, way: Way) -> (StreamReader, StreamWriter) {
+    fn start(
+        &self,
+        role: Role,
+        first: Leg,
+        way: Way,
+    ) -> Result<(StreamReader, StreamWriter), Reason> {
+        let Some((memory, initial_window)) = self.memory.enter() else {
+            tracing::warn!("streams hold all the memory that they may have; one is refused");
+            first.io.reset(Reason::Overloaded);
+            return Err(Reason::Overloaded);
+        };
+        let config = StreamConfig {
+            initial_window,
+            ..StreamConfig::default()
+        };
         let shared = Arc::new(Shared {
-            machine: Mutex::new(Stream::new(Instant::now(), role, StreamConfig::default())),
+            machine: Mutex::new(Stream::new(Instant::now(), role, config)),
             resume: OnceLock::new(),
-            memory: Share::of(&self.memory),
+            memory,
             driver: Notify::new(),
             readable: Notify::new(),
             writable: Notify::new(),
@@ -86,7 +119,7 @@ impl Streams {
             drop(driven);
         });
         let used = Arc::new(Counted::new(&self.tally, |tally| &tally.used));
-        (
+        Ok((
             StreamReader {
                 shared: Arc::clone(&shared),
                 _used: Arc::clone(&used),
@@ -96,7 +129,13 @@ impl Streams {
                 ended: false,
                 _used: used,
             },
-        )
+        ))
+    }
+
+    /// How many bytes the streams hold and have promised to hold.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.memory.used()
     }
 
     /// How many streams wait for another leg.
@@ -162,43 +201,7 @@ struct Resume {
     peer: AgentId,
 }
 
-/// A stream's share of its agent's memory.
-#[derive(Debug)]
-struct Share {
-    memory: Memory,
-    /// Changed under the machine's lock only.
-    held: AtomicU64,
-}
-
-impl Share {
-    fn of(memory: &Memory) -> Self {
-        Self {
-            memory: memory.clone(),
-            held: AtomicU64::new(0),
-        }
-    }
-
-    fn settle(&self, committed: u64) {
-        if self.held.load(Ordering::Relaxed) != committed {
-            let before = self.held.swap(committed, Ordering::Relaxed);
-            self.memory.settle(before, committed);
-        }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.settle(0);
-    }
-}
-
 impl Shared {
-    /// Accounts for what the machine holds, and bounds what it may grow to.
-    fn settle(&self, machine: &mut Stream) {
-        self.memory.settle(machine.committed());
-        machine.set_max_window(self.memory.memory.ceiling());
-    }
-
     /// Tells the halves of all events, and the driver what they ask of it.
     fn pass_on(&self, machine: &mut Stream) -> News {
         let mut news = News::default();
@@ -262,9 +265,8 @@ impl StreamReader {
         loop {
             let read = {
                 let mut machine = self.shared.machine.lock();
-                let read = machine.read(Instant::now(), READ_LIMIT);
-                self.shared.settle(&mut machine);
-                read
+                let memory = &self.shared.memory;
+                memory.read(&mut machine, Instant::now(), READ_LIMIT)
             };
             match read {
                 Read::Data(bytes) => {
@@ -302,8 +304,7 @@ impl StreamWriter {
         while !bytes.is_empty() {
             let taken = {
                 let mut machine = self.shared.machine.lock();
-                let taken = machine.write(&mut bytes);
-                self.shared.settle(&mut machine);
+                let taken = self.shared.memory.write(&mut machine, &mut bytes);
                 taken.map_err(reason_of)?
             };
             if taken > 0 {

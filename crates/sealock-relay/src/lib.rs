@@ -5,14 +5,15 @@
 //! It never parses what it passes on, and never asks the controller while a flow waits.
 
 mod admit;
+mod budget;
 mod controller;
 mod directory;
 mod gone;
 mod judge;
 mod peers;
-
 mod relay;
 mod session;
 
+pub use budget::OpenLimit;
 pub use directory::{Directory, SessionSummary};
 pub use relay::{RelayConfig, RelayHandle, StartError, start};

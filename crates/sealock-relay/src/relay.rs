@@ -32,6 +32,7 @@ use sealock_net::views::ViewStore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admit;
+use crate::budget::OpenLimit;
 use crate::controller::ControllerWay;
 use crate::directory::Directory;
 use crate::judge::{self, RelayJudge};
@@ -55,6 +56,8 @@ pub struct RelayConfig {
     pub max_sessions: usize,
     /// How many streams an agent may have open.
     pub max_streams_per_session: u32,
+    /// How many opens an agent may make in a time.
+    pub open_limit: OpenLimit,
     /// Where metrics and health are served.
     pub admin: Option<SocketAddr>,
     /// Where it is, as its operator calls it; agents of the same region prefer it.
@@ -169,6 +172,7 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         me: id.principal.clone(),
         relays: relays.clone(),
         draining: draining.clone(),
+        open_limit: config.open_limit,
         hop: hop.clone(),
         directory: directory.clone(),
         views: views.clone(),

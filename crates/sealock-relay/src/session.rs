@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sealock_core::identity::{AgentId, Principal};
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
@@ -22,6 +23,7 @@ use sealock_proto::wire::{Drain, Message, SUCCESSORS_LIMIT, Services, Welcome};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::{OpenBudget, OpenLimit};
 use crate::controller::ControllerWay;
 use crate::directory::{Directory, Live};
 use crate::judge;
@@ -42,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) relays: RelayList,
     /// Cancelled when this relay takes nothing new.
     pub(crate) draining: CancellationToken,
+    /// How many opens an agent may make in a time.
+    pub(crate) open_limit: OpenLimit,
 }
 
 impl Shared {
@@ -174,7 +178,7 @@ async fn run(
         mut side,
     } = control;
     let (mut hears, mut is_told) = (true, false);
-    let limits = Limits::new();
+    let limits = Limits::new(shared.open_limit);
     loop {
         let step = tokio::select! {
             biased; // the end of the session and its control stream before new work on it
@@ -255,26 +259,31 @@ fn waiting(views: &ViewStore, agent: &AgentId, asked: Vec<ServiceName>) -> Vec<S
 struct Limits {
     headless: Arc<Semaphore>,
     controller: Arc<Semaphore>,
+    opens: Arc<Mutex<OpenBudget>>,
 }
 
 impl Limits {
-    fn new() -> Self {
+    fn new(opens: OpenLimit) -> Self {
         let controller = Arc::new(Semaphore::new(CONTROLLER_LIMIT));
         Self {
             headless: Arc::new(Semaphore::new(HEADLESS_LIMIT)),
             controller,
+            opens: Arc::new(Mutex::new(OpenBudget::new(opens, Instant::now()))),
         }
     }
 }
 
 /// Whether this relay takes an open of this agent at all, before policy is asked.
-fn takes(shared: &Shared, live: &Live) -> Result<(), Reason> {
+fn takes(shared: &Shared, live: &Live, opens: &Mutex<OpenBudget>) -> Result<(), Reason> {
     // Streams outlive the certificate that opened them; new ones need one that is valid (F25).
     if live.peer.not_after < jiff::Timestamp::now() {
         return Err(Reason::NotAdmitted);
     }
     if shared.draining.is_cancelled() {
         return Err(Reason::Draining);
+    }
+    if !opens.lock().spend(Instant::now()) {
+        return Err(Reason::QuotaExceeded);
     }
     Ok(())
 }
@@ -287,14 +296,14 @@ fn take_in(
     (headless, limits): (OwnedSemaphorePermit, &Limits),
 ) {
     let (shared, live) = (shared.clone(), Arc::clone(live));
-    let controller = Arc::clone(&limits.controller);
+    let (controller, opens) = (Arc::clone(&limits.controller), Arc::clone(&limits.opens));
     shared.tasks.clone().spawn("stream", async move {
         let head = tokio::time::timeout(WORD_DEADLINE, message::read(&mut leg.recv)).await;
         drop(headless);
         match head {
             Ok(Ok(Message::Open(open))) => {
                 let arrival = inlet::session::at_relay(&live.agent, &live.peer, open, leg);
-                match takes(&shared, &live) {
+                match takes(&shared, &live, &opens) {
                     Ok(()) => {
                         let arrival = arrival.vouched(live.vouched.clone());
                         hop::run(&shared.hop, arrival).await;

@@ -54,7 +54,9 @@ impl ServiceOutlet {
 
     /// Opens a stream to a provider and authenticates it end to end.
     ///
-    /// A session that is lost in the middle costs nothing but time, as long as nothing of the application was sent.
+    /// A session that is lost in the middle costs nothing but time, as long as nothing of the application was sent. The
+    /// same goes for a leg that is lost when only this side is done with the handshake: the provider has forgotten the
+    /// stream then, or does not know yet whose it is.
     pub(super) async fn open(&self, opening: &mut Opening<'_>) -> Result<Io, Reason> {
         let (facts, mut tried, mut last) = (opening.facts, Vec::new(), Reason::NoProvider);
         let mut attempts = 0;
@@ -62,17 +64,17 @@ impl ServiceOutlet {
             attempts += 1;
             let mut sent = false;
             let early = || {
-                sent = true;
-                opening.early()
+                let early = opening.early()?;
+                sent = !early.is_empty();
+                Ok(early)
             };
             match self.attempt(&session, facts, early).await {
                 // Another session is there already, or soon; and another relay may know a provider.
-                Err(reason @ (Reason::SessionLost | Reason::Draining | Reason::NoProvider))
-                    if !sent && attempts <= ATTEMPTS =>
-                {
+                Err(reason) if !sent && attempts <= ATTEMPTS && may_begin_again(reason) => {
                     last = reason;
+                    let elsewhere = matches!(reason, Reason::Draining | Reason::NoProvider);
                     // Where our own session is still there, the leg was lost at its other end.
-                    if reason != Reason::SessionLost || session.is_lost() {
+                    if elsewhere || session.is_lost() {
                         tried.push(session.id());
                     }
                 }
@@ -142,6 +144,18 @@ impl ServiceOutlet {
         let found = tokio::time::timeout(SESSION_WAIT, found).await;
         found.unwrap_or(Err(Reason::RelayUnreachable))
     }
+}
+
+/// Whether an open that failed for this reason may succeed with a new stream, when nothing was sent on the old one.
+fn may_begin_again(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::SessionLost
+            | Reason::Draining
+            | Reason::NoProvider
+            | Reason::PeerLost
+            | Reason::AttachRefused
+    )
 }
 
 /// Those who may answer for the service: what the controller signed, not what the relay says.

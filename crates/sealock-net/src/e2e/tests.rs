@@ -45,29 +45,34 @@ async fn pass(mut from: RecvHalf, mut to: SendHalf) {
 }
 
 /// What a relay makes of some bytes at an offset. Told are also how many came before.
-type Change = fn(u64, Bytes, u64) -> Frame;
+type Change = fn(u64, Bytes, u64) -> Vec<Frame>;
 
 /// Passes frames on, payload as `change` makes it; after an end that it made up, nothing.
 async fn tamper(mut from: RecvHalf, mut to: SendHalf, change: Change) {
     let (mut decoder, mut before) = (Decoder::new(), 0);
     while let Ok(Some(chunk)) = from.read_chunk(64 * 1024).await {
         decoder.push(chunk);
-        while let Ok(Some(mut frame)) = decoder.next() {
-            if let Frame::Data { offset, bytes } = frame {
+        while let Ok(Some(frame)) = decoder.next() {
+            let frames = if let Frame::Data { offset, bytes } = frame {
                 let length = bytes.len() as u64;
-                frame = change(offset, bytes, before);
+                let frames = change(offset, bytes, before);
                 before += length;
-            }
-            let made_up = matches!(frame, Frame::Fin { .. });
-            let encoded = frame.encode();
-            let header = Bytes::copy_from_slice(encoded.header.as_ref());
-            let payload = encoded.payload.unwrap_or_default();
-            if to.write(header).await.is_err() || to.write(payload).await.is_err() {
-                return;
-            }
-            if made_up {
-                // A true end comes last too, so nothing that matters is held back.
-                std::future::pending::<()>().await;
+                frames
+            } else {
+                vec![frame]
+            };
+            for frame in frames {
+                let made_up = matches!(frame, Frame::Fin { .. });
+                let encoded = frame.encode();
+                let header = Bytes::copy_from_slice(encoded.header.as_ref());
+                let payload = encoded.payload.unwrap_or_default();
+                if to.write(header).await.is_err() || to.write(payload).await.is_err() {
+                    return;
+                }
+                if made_up {
+                    // A true end comes last too, so nothing that matters is held back.
+                    std::future::pending::<()>().await;
+                }
             }
         }
     }
@@ -144,8 +149,30 @@ const MIDDLE: u64 = 100_000;
 
 #[tokio::test]
 async fn what_nobody_touches_arrives_whole_and_ends_cleanly() {
-    let untouched: Change = |offset, bytes, _| Frame::Data { offset, bytes };
+    let untouched: Change = |offset, bytes, _| vec![Frame::Data { offset, bytes }];
     assert_eq!(heard_through(untouched).await, (256 * 1024, Ok(())));
+}
+
+// Issue 3, bad input: offsets that are repeated or overlap give no byte twice.
+#[tokio::test]
+async fn bytes_that_are_sent_again_in_whole_or_in_part_are_taken_once() {
+    let again: Change = |offset, bytes, _| {
+        let half = bytes.len() / 2;
+        let whole = Frame::Data {
+            offset,
+            bytes: bytes.clone(),
+        };
+        let start = Frame::Data {
+            offset,
+            bytes: bytes.slice(..half),
+        };
+        let rest = Frame::Data {
+            offset: offset + half as u64,
+            bytes: bytes.slice(half..),
+        };
+        vec![start.clone(), whole.clone(), rest, whole, start]
+    };
+    assert_eq!(heard_through(again).await, (256 * 1024, Ok(())));
 }
 
 // S03, F47: an altered byte is found by decryption and never reaches the application.
@@ -157,7 +184,7 @@ async fn an_altered_byte_ends_the_stream_as_integrity() {
             altered[0] ^= 1;
         }
         let bytes = altered.into();
-        Frame::Data { offset, bytes }
+        vec![Frame::Data { offset, bytes }]
     })
     .await;
     assert!(length < 256 * 1024);
@@ -168,11 +195,11 @@ async fn an_altered_byte_ends_the_stream_as_integrity() {
 #[tokio::test]
 async fn an_end_that_the_relay_makes_up_is_a_truncation() {
     let (length, outcome) = heard_through(|offset, bytes, before| {
-        if before < MIDDLE {
+        vec![if before < MIDDLE {
             Frame::Data { offset, bytes }
         } else {
             Frame::Fin { offset }
-        }
+        }]
     })
     .await;
     assert!(length < 256 * 1024);

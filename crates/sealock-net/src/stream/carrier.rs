@@ -273,8 +273,9 @@ impl Carrier {
         let mut machine = shared.machine.lock();
         let now = Instant::now();
         while let Some(frame) = self.decoder.next().map_err(|_| Reason::ProtocolViolation)? {
+            // On a first leg there is no proof, and no place for a second ATTACH: the machine says so.
             if let Frame::Attach(attach) = &frame
-                && attach.epoch > Epoch::FIRST
+                && self.epoch > Epoch::FIRST
             {
                 // Somebody on the way who answers in the accepter's place gets no stream.
                 let ticket = shared.resume.get().map(|resume| &resume.ticket);
@@ -295,7 +296,7 @@ impl Carrier {
                     Reason::ProtocolViolation
                 })?;
         }
-        shared.settle(&mut machine);
+        shared.memory.settle(&mut machine);
         Ok(())
     }
 

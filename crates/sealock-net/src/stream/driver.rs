@@ -12,8 +12,8 @@ use sealock_proto::stream::{AttachError, Role};
 use super::Shared;
 use super::carrier::{Carrier, Ended};
 use super::leg::{Leg, loses_only_the_leg};
-use super::memory::Parking;
 use super::way::{Next, Way};
+use crate::limit::PeerLimit;
 
 /// Runs a stream from its first leg on until the peer needs nothing more of it.
 pub(super) async fn run(
@@ -21,7 +21,7 @@ pub(super) async fn run(
     role: Role,
     first: Leg,
     mut way: Way,
-    parking: Parking,
+    parking: PeerLimit,
 ) {
     let mut carrier = Carrier::new(first);
     let begun = match role {
@@ -110,7 +110,7 @@ fn take(shared: &Shared, next: Next) -> Option<Carrier> {
 const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Waits without a leg until there is another one, or the stream is over.
-async fn park(shared: &Shared, way: &mut Way, parking: &Parking) -> Option<Carrier> {
+async fn park(shared: &Shared, way: &mut Way, parking: &PeerLimit) -> Option<Carrier> {
     // Without a secret that both sides know there is no going on.
     let Some(resume) = shared.resume.get() else {
         shared.fail(Reason::SessionLost);

@@ -12,7 +12,7 @@ use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
 use sealock_proto::stream::Epoch;
 use sealock_proto::wire::{Message, Open, StreamId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::door::{Candidate, Place};
 use super::leg::{Leg, LegSource, loses_only_the_leg};
@@ -22,9 +22,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50); // a provider that lost
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// How long a leg may take to be answered, from the open on.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
-/// How many streams ask for one provider at once. A wave takes two round trips when it is there, and when it is not
-/// only so many ask in vain.
-const ASKING_LIMIT: usize = 128;
+/// How many streams ask one provider for their next leg at once: all that may be parked with it, so that a session that
+/// is lost is made good in one go. Beyond are streams that leave a leg which still carries; they do not mind waiting.
+const ASKING_LIMIT: usize = super::memory::PARKED_LIMIT_PER_PEER;
+/// How many streams go on asking a provider that is not there: enough to hear soon that it is back, few enough to be no
+/// burden to relays. As soon as one is answered, all others ask too.
+const SCOUTS_LIMIT: usize = 16;
 
 /// The way of a stream to its next leg.
 pub(super) enum Way {
@@ -58,8 +61,12 @@ pub(super) struct Asking {
     wanted: bool,
     attempts: u32,
     attempt: Option<BoxFuture<'static, (Result<Leg, Reason>, Epoch)>>,
-    /// A place among those who ask, kept while the answers are refusals.
-    turn: Option<OwnedSemaphorePermit>,
+    /// The gate of the provider, for as long as this stream wants a leg.
+    gate: Option<(Arc<Gate>, watch::Receiver<u64>)>,
+    /// A place among those who ask.
+    place: Option<OwnedSemaphorePermit>,
+    /// A place among those who go on asking, kept while the answers are refusals.
+    scout: Option<OwnedSemaphorePermit>,
 }
 
 impl Asking {
@@ -70,7 +77,9 @@ impl Asking {
             wanted: false,
             attempts: 0,
             attempt: None,
-            turn: None,
+            gate: None,
+            place: None,
+            scout: None,
         }
     }
 
@@ -80,17 +89,23 @@ impl Asking {
             let (Some(again), Some(epoch)) = (&self.again, epoch) else {
                 return Err(Reason::SessionLost);
             };
-            if self.turn.is_none() {
-                self.turn = Some(self.gates.turn(provider).await);
+            if self.attempt.is_none() {
+                let again = again.clone();
+                let pause = self.turn(provider).await;
+                let asking = ask(again, epoch, provider.name.clone(), (pause, self.attempts));
+                self.attempt = Some(Box::pin(asking));
             }
-            let attempts = self.attempts;
-            let attempt = self.attempt.get_or_insert_with(|| {
-                Box::pin(ask(again.clone(), epoch, provider.name.clone(), attempts))
-            });
+            let Some(attempt) = &mut self.attempt else {
+                continue;
+            };
             let (outcome, epoch) = attempt.await;
             self.attempt = None;
+            self.place = None;
             match outcome {
                 Ok(leg) => {
+                    if let Some((gate, _)) = &self.gate {
+                        gate.is_answered();
+                    }
                     self.rest();
                     return Ok(Next::Opened(leg, epoch));
                 }
@@ -106,10 +121,48 @@ impl Asking {
         }
     }
 
+    /// Waits until it is this stream's turn to ask, and says after which pause: at first at once, like all others; after
+    /// a refusal when somebody was answered, or from time to time as one of the scouts.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn turn(&mut self, provider: &AgentId) -> Duration {
+        let gates = &self.gates;
+        let (gate, answered) = self.gate.get_or_insert_with(|| gates.gate(provider));
+        if self.attempts > 0 && self.scout.is_none() {
+            tokio::select! {
+                biased; // an answer to somebody else is better news than a place to go on asking in vain
+                Ok(()) = answered.changed() => {
+                    self.place = Some(taken(&gate.places).await);
+                    return Duration::ZERO;
+                }
+                scout = taken(&gate.scouts) => self.scout = Some(scout),
+            }
+        }
+        if self.scout.is_some() {
+            let pause = FIRST_PAUSE.saturating_mul(1 << self.attempts.min(8));
+            // Spread, so that one of them asks often.
+            let spread = rand::random_range(0.5..1.0);
+            return pause.min(LONGEST_PAUSE).mul_f64(spread);
+        }
+        self.place = Some(taken(&gate.places).await);
+        Duration::ZERO
+    }
+
     fn rest(&mut self) {
         self.wanted = false;
         self.attempts = 0;
-        self.turn = None;
+        self.gate = None;
+        self.place = None;
+        self.scout = None;
+    }
+}
+
+async fn taken(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    match Arc::clone(places).acquire_owned().await {
+        Ok(place) => place,
+        // Nobody closes a gate.
+        Err(_closed) => std::future::pending().await,
     }
 }
 
@@ -117,14 +170,9 @@ async fn ask(
     again: Again,
     epoch: Epoch,
     provider: AgentName,
-    attempts: u32,
+    (pause, attempts): (Duration, u32),
 ) -> (Result<Leg, Reason>, Epoch) {
-    if attempts > 0 {
-        let pause = FIRST_PAUSE
-            .saturating_mul(1 << attempts.min(8))
-            .min(LONGEST_PAUSE);
-        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-    }
+    tokio::time::sleep(pause).await;
     let open = Open {
         stream: again.stream,
         epoch,
@@ -204,32 +252,128 @@ impl Way {
 
 /// One gate for each provider that legs are asked of; clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Gates(Arc<Mutex<HashMap<AgentId, Weak<Semaphore>>>>);
+pub(super) struct Gates(Arc<Mutex<HashMap<AgentId, Weak<Gate>>>>);
+
+/// Who asks a provider for legs, and whether somebody was answered.
+struct Gate {
+    places: Arc<Semaphore>,
+    scouts: Arc<Semaphore>,
+    /// Counts the answers.
+    answers: watch::Sender<u64>,
+}
+
+impl Gate {
+    fn is_answered(&self) {
+        self.answers.send_modify(|count| *count += 1);
+    }
+}
 
 impl Gates {
-    async fn turn(&self, provider: &AgentId) -> OwnedSemaphorePermit {
-        let gate = self.gate(provider);
-        match gate.acquire_owned().await {
-            Ok(turn) => turn,
-            // Nobody closes a gate.
-            Err(_closed) => std::future::pending().await,
-        }
-    }
-
-    fn gate(&self, provider: &AgentId) -> Arc<Semaphore> {
+    fn gate(&self, provider: &AgentId) -> (Arc<Gate>, watch::Receiver<u64>) {
         let mut gates = self.0.lock();
-        if let Some(gate) = gates.get(provider).and_then(Weak::upgrade) {
-            return gate;
-        }
-        gates.retain(|_, gate| gate.strong_count() > 0);
-        let gate = Arc::new(Semaphore::new(ASKING_LIMIT));
-        gates.insert(provider.clone(), Arc::downgrade(&gate));
-        gate
+        let known = gates.get(provider).and_then(Weak::upgrade);
+        let gate = known.unwrap_or_else(|| {
+            gates.retain(|_, gate| gate.strong_count() > 0);
+            let gate = Arc::new(Gate {
+                places: Arc::new(Semaphore::new(ASKING_LIMIT)),
+                scouts: Arc::new(Semaphore::new(SCOUTS_LIMIT)),
+                answers: watch::Sender::default(),
+            });
+            gates.insert(provider.clone(), Arc::downgrade(&gate));
+            gate
+        });
+        let answers = gate.answers.subscribe();
+        (gate, answers)
     }
 }
 
 impl fmt::Debug for Gates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gates").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A relay that answers nobody, or refuses everybody.
+    #[derive(Debug, Default)]
+    struct Deaf {
+        asked: AtomicUsize,
+        refuses: bool,
+    }
+
+    impl LegSource for Deaf {
+        fn open(&self, _open: Open, _attempt: u32) -> BoxFuture<'_, Result<Leg, Reason>> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async {
+                if self.refuses {
+                    return Err(Reason::NoProvider);
+                }
+                std::future::pending().await
+            })
+        }
+    }
+
+    fn provider() -> AgentId {
+        AgentId {
+            tenant: "default".parse().expect("a name"),
+            name: "provider".parse().expect("a name"),
+        }
+    }
+
+    /// This many streams that want another leg of one provider.
+    fn asking(source: &Arc<Deaf>, gates: &Gates, count: usize) -> Vec<Asking> {
+        let again = || Again {
+            source: Arc::clone(source) as Arc<dyn LegSource>,
+            stream: StreamId(rand::random()),
+            service: "db".parse().expect("a name"),
+        };
+        let asking = || Asking::new(Some(again()), gates.clone());
+        std::iter::repeat_with(asking).take(count).collect()
+    }
+
+    /// Lets them all ask for so long.
+    async fn ask_for(streams: &mut [Asking], time: Duration) {
+        let provider = provider();
+        let all = streams
+            .iter_mut()
+            .map(|one| one.next(&provider, Some(Epoch(2))));
+        let all = futures_util::future::join_all(all);
+        assert!(tokio::time::timeout(time, all).await.is_err(), "an answer");
+    }
+
+    // Issue 3, item 1: no stream of a session that was lost waits for another one.
+    #[tokio::test(start_paused = true)]
+    async fn all_streams_of_a_lost_session_ask_at_once() {
+        let (source, gates) = (Arc::<Deaf>::default(), Gates::default());
+        let mut streams = asking(&source, &gates, ASKING_LIMIT + 10);
+        ask_for(&mut streams, Duration::from_millis(1)).await;
+        assert_eq!(source.asked.load(Ordering::Relaxed), ASKING_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_provider_is_away_few_go_on_asking_and_often_enough() {
+        let refusing = Deaf {
+            refuses: true,
+            ..Deaf::default()
+        };
+        let (source, gates) = (Arc::new(refusing), Gates::default());
+        let mut streams = asking(&source, &gates, ASKING_LIMIT);
+        ask_for(&mut streams, Duration::from_millis(1)).await;
+        assert_eq!(source.asked.load(Ordering::Relaxed), ASKING_LIMIT);
+        ask_for(&mut streams, Duration::from_secs(60)).await;
+        let scouted = source.asked.load(Ordering::Relaxed) - ASKING_LIMIT;
+        // Each scout asks at least every four seconds, and twice as often at most, but for the first pauses.
+        let (least, most) = (SCOUTS_LIMIT * 60 / 4, SCOUTS_LIMIT * (60 / 2 + 10));
+        assert!((least..=most).contains(&scouted), "{scouted}");
+        let (gate, _) = gates.gate(&provider());
+        gate.is_answered();
+        ask_for(&mut streams, Duration::from_millis(1)).await;
+        let again = source.asked.load(Ordering::Relaxed) - ASKING_LIMIT - scouted;
+        assert!(again >= ASKING_LIMIT - SCOUTS_LIMIT, "{again} were told");
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Inbound {
     /// Up to where the peer may send, by our last word.
     limit: u64,
     window: u32,
+    /// How much the window may grow yet.
+    room: u32,
     fin: Option<u64>,
     /// The last that the peer was told on this leg.
     announced: u64,
@@ -54,6 +56,7 @@ impl Inbound {
             delivered: 0,
             limit: window.into(),
             window,
+            room: u32::MAX,
             fin: None,
             announced: 0,
             end_announced: false,
@@ -184,8 +187,16 @@ impl Inbound {
         let fast = self.tuning.round_trip.is_some_and(|trip| took <= 2 * trip);
         if fast {
             let max = config.max_window.max(self.window);
+            let max = max.min(self.window.saturating_add(self.room));
+            let before = self.window;
             self.window = self.window.saturating_mul(2).min(max);
+            self.room -= self.window - before;
         }
+    }
+
+    /// Sets how much the window may grow from here on.
+    pub(super) fn set_room(&mut self, room: u32) {
+        self.room = room;
     }
 
     /// A round trip of the leg, measured by who can.

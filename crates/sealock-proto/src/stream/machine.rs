@@ -382,6 +382,11 @@ impl Stream {
         self.config.max_window = max;
     }
 
+    /// Sets how much the window may grow from here on, however fast the application reads.
+    pub fn set_window_room(&mut self, room: u32) {
+        self.inbound.set_room(room);
+    }
+
     /// Ends the stream at once and for this side alone: there is no leg and will be none.
     pub fn fail(&mut self, now: Instant, reason: Reason) {
         self.now = now;
@@ -398,10 +403,18 @@ impl Stream {
     /// # Errors
     /// After `finish`, and when the stream has ended.
     pub fn write(&mut self, bytes: &mut Bytes) -> Result<usize, WriteError> {
+        self.write_within(usize::MAX, bytes)
+    }
+
+    /// The same, but takes `room` bytes at most.
+    ///
+    /// # Errors
+    /// After `finish`, and when the stream has ended.
+    pub fn write_within(&mut self, room: usize, bytes: &mut Bytes) -> Result<usize, WriteError> {
         if let Some(reason) = self.broken() {
             return Err(WriteError::Ended(reason));
         }
-        self.outbound.write(bytes, &self.config)
+        self.outbound.write(bytes, room, &self.config)
     }
 
     /// How many bytes a write would take.
@@ -731,6 +744,15 @@ impl Stream {
     pub fn committed(&self) -> u64 {
         match self.ending {
             Ending::Open => u64::from(self.inbound.window()) + self.outbound.replay_bytes(),
+            Ending::Resetting(_) | Ending::Settled(_) => 0,
+        }
+    }
+
+    /// How far ahead of reading the peer may send; nothing once the stream is ending.
+    #[must_use]
+    pub fn window(&self) -> u32 {
+        match self.ending {
+            Ending::Open => self.inbound.window(),
             Ending::Resetting(_) | Ending::Settled(_) => 0,
         }
     }

@@ -86,12 +86,13 @@ impl Outbound {
     pub(super) fn write(
         &mut self,
         bytes: &mut Bytes,
+        room: usize,
         config: &StreamConfig,
     ) -> Result<usize, WriteError> {
         if self.finished {
             return Err(WriteError::Finished);
         }
-        let taken = self.writable(config).min(bytes.len());
+        let taken = self.writable(config).min(room).min(bytes.len());
         self.starved = taken < bytes.len();
         if taken > 0 {
             self.end += taken as u64;

@@ -10,6 +10,7 @@ use sealock_core::config::Config;
 use sealock_core::identity::Role;
 use sealock_core::name::AgentName;
 use sealock_core::reason::Reason;
+use sealock_net::stream::MEMORY_LIMIT;
 use sealock_proto::wire::SessionKind;
 
 use super::ask;
@@ -119,6 +120,7 @@ pub(crate) fn config(config: &Config, seat: Seat) -> anyhow::Result<AgentConfig>
         kind,
         ways: settings::ways(config)?,
         max_policy_age: config.agent.max_policy_age,
+        stream_memory: MEMORY_LIMIT,
         socket,
         admin: None,
     })

@@ -12,7 +12,7 @@ use sealock_core::reason::Reason;
 use sealock_net::identity::{IdentityDir, Trust};
 use sealock_net::join::{self, JoinError};
 use sealock_net::recover::recover_relay;
-use sealock_relay::{RelayConfig, RelayHandle};
+use sealock_relay::{OpenLimit, RelayConfig, RelayHandle};
 
 use super::ask;
 use super::join::{forget_views, naming, read_token};
@@ -210,6 +210,7 @@ pub(crate) fn config(
         max_policy_age: part.max_policy_age,
         max_sessions: usize::try_from(part.max_sessions).unwrap_or(usize::MAX),
         max_streams_per_session: part.max_streams_per_session,
+        open_limit: OpenLimit::default(),
         admin: settings::admin_address(config, Role::Relay),
         region: part.region.clone(),
     }

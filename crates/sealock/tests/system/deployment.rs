@@ -15,6 +15,7 @@ use sealock_core::identity::Role;
 use sealock_core::token::JoinToken;
 use sealock_net::identity::IdentityDir;
 use sealock_net::join;
+use sealock_net::stream::MEMORY_LIMIT;
 use sealock_net::task::Scope;
 use sealock_net::unix::UnixClient;
 use sealock_proto::wire::SessionKind;
@@ -84,6 +85,7 @@ impl Deployment {
             kind,
             ways: Default::default(),
             max_policy_age: DAY,
+            stream_memory: MEMORY_LIMIT,
             socket: None,
             admin: None,
         })
@@ -172,6 +174,7 @@ pub(crate) async fn start_relay(
         max_policy_age: DAY,
         max_sessions: 100,
         max_streams_per_session: 1_000,
+        open_limit: Default::default(),
         admin: None,
         region: None,
     });

@@ -16,6 +16,7 @@ use sealock_proto::wire::{Message, Open, Services, SessionKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::audited::rows;
 use crate::deployment::{READY, address, any_port, echo_between, exchange, expose_echo};
 use crate::world::{World, call, until};
 
@@ -30,8 +31,26 @@ fn bytes_of(frames: impl IntoIterator<Item = Frame>) -> Bytes {
 }
 
 fn attach() -> Frame {
+    attach_at(0, 0)
+}
+
+fn attach_at(received: u64, delivered: u64) -> Frame {
     Frame::Attach(Attach {
         epoch: Epoch::FIRST,
+        received,
+        delivered,
+        limit: 1 << 20,
+        end_delivered: false,
+        proof: None,
+    })
+}
+
+/// The largest number that a frame can carry.
+const MOST: u64 = (1 << 62) - 1;
+
+fn later() -> Frame {
+    Frame::Attach(Attach {
+        epoch: Epoch(2),
         received: 0,
         delivered: 0,
         limit: 1 << 20,
@@ -60,7 +79,6 @@ fn bad_beginnings() -> Vec<(&'static str, Bytes)> {
         &[0x02, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
     ]
     .concat();
-    let beyond = (0..40).map(|n| data(n * 32 * 1024, 32 * 1024));
     vec![
         ("garbage", Bytes::from(vec![0xff; 100])),
         ("data before ATTACH", bytes_of([data(0, 10)])),
@@ -68,11 +86,47 @@ fn bad_beginnings() -> Vec<(&'static str, Bytes)> {
             "an acknowledgement of what was never sent",
             bytes_of([attach(), ack(1 << 30, 1 << 31)]),
         ),
+        (
+            "an acknowledgement of all that a number can say",
+            bytes_of([attach(), ack(MOST, MOST)]),
+        ),
+        (
+            "less acknowledged than before",
+            bytes_of([attach_at(1, 1), ack(0, 1 << 20)]),
+        ),
+        ("more read than received", bytes_of([attach_at(0, 1)])),
+        (
+            "more received than was ever sent",
+            bytes_of([attach_at(MOST, 0)]),
+        ),
+        (
+            "data at the end of all numbers",
+            bytes_of([attach(), data(MOST - 10, 10)]),
+        ),
+        (
+            "an end beyond what came",
+            bytes_of([attach(), Frame::Fin { offset: MOST }]),
+        ),
+        (
+            "an acknowledged end that nobody made",
+            bytes_of([
+                attach(),
+                Frame::Ack(Ack {
+                    delivered: 0,
+                    limit: 1 << 20,
+                    end_delivered: true,
+                }),
+            ]),
+        ),
+        (
+            "a later epoch on the first leg, without a proof",
+            bytes_of([attach(), later()]),
+        ),
         ("a limit that goes back", bytes_of([attach(), ack(0, 1)])),
-        ("a gap", bytes_of([attach(), data(1 << 20, 10)])),
+        ("a gap", bytes_of([attach(), data(10, 10)])),
         (
             "data beyond the limit",
-            bytes_of(std::iter::once(attach()).chain(beyond)),
+            bytes_of([attach(), data(1 << 20, 10)]),
         ),
         ("a second ATTACH", bytes_of([attach(), attach()])),
         (
@@ -136,11 +190,16 @@ async fn a_caller_that_breaks_the_streams_protocol_loses_its_stream_alone() -> R
     let endings = legs.iter_mut().map(|(what, leg)| async move {
         let (reason, length) = ended(leg).await.context(*what)?;
         ensure!(length < 4_096, "{what}: {length} bytes came back");
-        anyhow::Ok(reason)
+        anyhow::Ok((*what, reason))
     });
     let endings = futures_util::future::join_all(endings).await;
     for ending in endings {
-        assert_ne!(ending?, Some(Reason::Unknown));
+        let (what, reason) = ending?;
+        assert_eq!(reason, Some(Reason::ProtocolViolation), "{what}");
+    }
+    let rows = rows(provider.audit(), "mallory", legs.len()).await?;
+    for row in rows {
+        assert_eq!(row.reason, Reason::ProtocolViolation);
     }
     drop(legs);
     until("the relay forgets them", READY, || relay.live.is_empty()).await?;

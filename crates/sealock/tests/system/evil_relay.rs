@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -22,10 +23,11 @@ use sealock_net::tls;
 use sealock_net::transport::{
     BiStream, Connection, Endpoint, RecvHalf, SendHalf, Settings, TransportKeys,
 };
+use sealock_proto::stream::Epoch;
 use sealock_proto::wire::{Incoming, Message, Open, Services, SessionKind, Welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::audited::rows;
 use crate::deployment::{READY, address, any_port, serve};
@@ -33,7 +35,7 @@ use crate::world::{World, until};
 
 /// What the relay does with a leg.
 #[derive(Debug, Clone)]
-enum Trick {
+pub(crate) enum Trick {
     /// Passes on what the provider sends, but for what this does to it.
     Alter(Alteration),
     /// Gives the leg to another agent than the view names.
@@ -46,13 +48,26 @@ enum Trick {
     Swap(Arc<Mutex<Option<Pair>>>),
     /// Takes the leg and says nothing on it, ever.
     Hold(Arc<Mutex<Vec<BiStream>>>),
+    /// Cuts a stream's first leg on demand, and keeps a copy of how its second one began.
+    Record(Arc<Tape>),
+    /// Loses the first leg when the caller has all of the handshake and the provider lacks its end.
+    LoseLastFlight(Arc<AtomicBool>),
+}
+
+/// What a relay keeps of the streams that it carries.
+#[derive(Debug, Default)]
+pub(crate) struct Tape {
+    /// Cuts the first legs.
+    pub(crate) cut: watch::Sender<bool>,
+    /// How the second leg was offered to the provider, and what the caller said first on it.
+    pub(crate) second: Mutex<Option<(Incoming, Bytes)>>,
 }
 
 type Pair = (BiStream, BiStream);
 
 /// What happens to the bytes from the provider to the caller, at this offset.
 #[derive(Debug, Clone, Copy)]
-enum Alteration {
+pub(crate) enum Alteration {
     Nothing,
     Flip(usize),
     Drop(usize),
@@ -62,13 +77,16 @@ enum Alteration {
     CutCleanly(usize),
 }
 
+/// The provider's flight of the handshake is longer than this: a certificate, and a key that no quantum computer breaks.
+const FLIGHT: usize = 1_000;
 /// Below this a leg waits for an answer of the other side, and no more bytes come before.
 const HANDSHAKE: usize = 10_000;
 /// How many bytes an alteration that moves bytes is about.
 const PIECE: usize = 2_000;
 
-struct EvilRelay {
-    listen: SocketAddr,
+pub(crate) struct EvilRelay {
+    pub(crate) listen: SocketAddr,
+    inner: Inner,
     _tasks: Scope,
 }
 
@@ -81,7 +99,7 @@ struct Inner {
 }
 
 impl EvilRelay {
-    fn start(world: &World, trick: Trick) -> Result<Self> {
+    pub(crate) fn start(world: &World, trick: Trick) -> Result<Self> {
         let identity = world.ca.identity("relay/relay-1");
         let listener = tls::relay_listener(&identity, &world.ca.trust_store());
         let endpoint = Endpoint::server(
@@ -100,7 +118,9 @@ impl EvilRelay {
             | Trick::GiveTo(_)
             | Trick::CallIt(_)
             | Trick::Swap(_)
-            | Trick::Hold(_) => None,
+            | Trick::Hold(_)
+            | Trick::Record(_)
+            | Trick::LoseLastFlight(_) => None,
         };
         let inner = Inner {
             trick,
@@ -109,9 +129,10 @@ impl EvilRelay {
             tasks: tasks.spawner(),
         };
         let listen = endpoint.local_addr()?;
+        let shared = inner.clone();
         tasks.spawn("accept", async move {
             while let Some(incoming) = endpoint.accept().await {
-                let inner = inner.clone();
+                let inner = shared.clone();
                 inner.tasks.clone().spawn("session", async move {
                     let deadline = tokio::time::Instant::now() + READY;
                     if let Ok(connection) = incoming.handshake(deadline).await {
@@ -122,8 +143,17 @@ impl EvilRelay {
         });
         Ok(Self {
             listen,
+            inner,
             _tasks: tasks,
         })
+    }
+
+    /// Offers the provider a leg that nobody opened, which begins with these bytes; says what came of it.
+    pub(crate) async fn offer(&self, incoming: Incoming, first: Bytes) -> Result<Option<Reason>> {
+        let provider = self.inner.agents.lock().get("provider").cloned();
+        let mut leg = provider.context("connected")?.open_bi().await?;
+        leg.send.write(Message::Incoming(incoming).encode()).await?;
+        crate::resume::outcome(leg, first).await
     }
 }
 
@@ -195,7 +225,15 @@ impl Inner {
             },
         });
         far.send.write(incoming.encode()).await?;
+        self.play((near, far), incoming).await
+    }
+
+    async fn play(&self, (near, far): Pair, incoming: Message) -> Result<()> {
         match &self.trick {
+            Trick::Record(tape) => self.record(tape, (near, far), incoming).await?,
+            Trick::LoseLastFlight(lost) if !lost.swap(true, Ordering::Relaxed) => {
+                lose_last_flight(near, far).await;
+            }
             Trick::Swap(waiting) => {
                 let other = waiting.lock().take();
                 match other {
@@ -206,10 +244,43 @@ impl Inner {
                 }
             }
             Trick::Alter(alteration) => self.splice(near, far, *alteration),
-            Trick::GiveTo(_) | Trick::Answer(_) | Trick::CallIt(_) | Trick::Hold(_) => {
-                self.splice(near, far, Alteration::Nothing);
-            }
+            Trick::GiveTo(_)
+            | Trick::Answer(_)
+            | Trick::CallIt(_)
+            | Trick::Hold(_)
+            | Trick::LoseLastFlight(_) => self.splice(near, far, Alteration::Nothing),
         }
+        Ok(())
+    }
+
+    async fn record(
+        &self,
+        tape: &Arc<Tape>,
+        (mut near, mut far): Pair,
+        incoming: Message,
+    ) -> Result<()> {
+        let Message::Incoming(incoming) = incoming else {
+            anyhow::bail!("no leg: {incoming:?}");
+        };
+        if incoming.epoch == Epoch::FIRST {
+            let mut cut = tape.cut.subscribe();
+            self.tasks.spawn("first leg", async move {
+                let up = pump((near.recv, far.send), Alteration::Nothing, 0);
+                let down = pump((far.recv, near.send), Alteration::Nothing, 0);
+                tokio::select! {
+                    _cut = cut.wait_for(|cut| *cut) => {}
+                    _ended = async { tokio::join!(up, down) } => {}
+                }
+            });
+            return Ok(());
+        }
+        let answer = message::read(&mut far.recv).await?;
+        near.send.write(answer.encode()).await?;
+        let first = near.recv.read_chunk(64 * 1024).await?;
+        let first = first.context("no ATTACH")?;
+        *tape.second.lock() = Some((incoming, first.clone()));
+        far.send.write(first).await?;
+        self.splice(near, far, Alteration::Nothing);
         Ok(())
     }
 
@@ -233,6 +304,37 @@ impl Inner {
 }
 
 type Way = (RecvHalf, SendHalf);
+
+/// Passes on the caller's first flight and the provider's; what the caller says then is lost, and the leg with it.
+async fn lose_last_flight(near: BiStream, far: BiStream) {
+    let answered = Arc::new(AtomicUsize::new(0));
+    let up = async {
+        let (mut from, mut to) = (near.recv, far.send);
+        while let Ok(Some(chunk)) = from.read_chunk(8 * 1024).await {
+            if answered.load(Ordering::Relaxed) > FLIGHT {
+                // The caller is done with its handshake by now.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return;
+            }
+            if to.write(chunk).await.is_err() {
+                return;
+            }
+        }
+    };
+    let down = async {
+        let (mut from, mut to) = (far.recv, near.send);
+        while let Ok(Some(chunk)) = from.read_chunk(8 * 1024).await {
+            answered.fetch_add(chunk.len(), Ordering::Relaxed);
+            if to.write(chunk).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = up => {}
+        () = async { down.await; std::future::pending().await } => {}
+    }
+}
 
 /// Passes on the first bytes of both, and then the rest of each to the other.
 async fn cross(one: Way, other: Way) {
@@ -582,6 +684,23 @@ async fn what_a_provider_does_not_offer_is_refused_whoever_may_ask() -> Result<(
     let reason = scene.agents[0].stdio("other".parse()?).await;
     assert_eq!(reason, Reason::PeerRefused);
     assert_eq!(*scene.reached.lock(), before);
+    Ok(())
+}
+
+// F27: a leg that is lost when only the caller is done with the handshake costs a round trip, as nothing was used yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leg_that_is_lost_at_the_end_of_the_handshake_is_no_end_of_the_open() -> Result<()> {
+    let (tasks, world) = (Scope::new("test"), World::new()?);
+    let lost = Arc::new(AtomicBool::new(false));
+    let relay = EvilRelay::start(&world, Trick::LoseLastFlight(Arc::clone(&lost)))?;
+    let (provider, caller) = world.pair(relay.listen).await?;
+    crate::deployment::expose_echo(&provider, &tasks).await?;
+    assert_eq!(caller.stdio("echo".parse()?).await, Reason::Done);
+    assert!(lost.load(Ordering::Relaxed), "no leg was lost");
+    assert_eq!(
+        rows(caller.audit(), "caller", 1).await?[0].reason,
+        Reason::Done
+    );
     Ok(())
 }
 

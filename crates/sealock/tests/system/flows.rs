@@ -11,6 +11,7 @@ use sealock_core::api::{agent, policy};
 use sealock_core::policy::Action;
 use sealock_core::policy::condition::{Condition, Conditions, Expires};
 use sealock_core::reason::Reason;
+use sealock_net::stream::MEMORY_LIMIT;
 use sealock_net::task::Scope;
 use sealock_proto::wire::SessionKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -301,6 +302,7 @@ async fn an_agent_whose_relay_is_gone_says_so_in_seconds() -> Result<()> {
         kind: SessionKind::CallerOnly,
         ways: Default::default(),
         max_policy_age: DAY,
+        stream_memory: MEMORY_LIMIT,
         socket: None,
         admin: None,
     });

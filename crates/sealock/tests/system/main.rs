@@ -1,6 +1,7 @@
 //! The whole system in one process: controller, relay and agents over real sockets on loopback.
 
 mod audited;
+mod bounds;
 mod deployment;
 mod door;
 mod evil_peer;
@@ -13,4 +14,5 @@ mod resume;
 mod returning;
 mod secrets;
 mod several_relays;
+mod taken_back;
 mod world;

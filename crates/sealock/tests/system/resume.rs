@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sealock_core::address::HostPort;
+use sealock_core::address::{HostPort, Target};
 use sealock_core::config::Transport;
 use sealock_core::reason::Reason;
 use sealock_net::e2e::EndToEnd;
+use sealock_net::identity::{IdentityStore, Svid};
 use sealock_net::message;
 use sealock_net::stream::Leg;
 use sealock_net::task::{Scope, Spawner};
@@ -24,7 +25,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 
-use crate::deployment::{READY, address, any_port, eventually, expose_echo, free_udp_port};
+use crate::deployment::{
+    READY, address, any_port, echo_server, eventually, expose_echo, free_udp_port,
+};
 use crate::several_relays::{LONG_DRAIN, holds, two_relays};
 use crate::world::{self, Raw, World};
 
@@ -306,14 +309,16 @@ async fn streams_leave_a_relay_that_drains_for_another_one() -> Result<()> {
 }
 
 /// A stream that an agent called by hand, so that its id is known.
-struct Called {
-    world: World,
-    relay: RelayHandle,
-    provider: sealock_agent::AgentHandle,
-    owner: Raw,
+pub(crate) struct Called {
+    pub(crate) world: World,
+    pub(crate) relay: RelayHandle,
+    pub(crate) provider: sealock_agent::AgentHandle,
+    pub(crate) owner: Raw,
+    /// The certificate that the owner proved itself with end to end.
+    pub(crate) svid: Svid,
     _control: BiStream,
-    stream: StreamId,
-    halves: (
+    pub(crate) stream: StreamId,
+    pub(crate) halves: (
         sealock_net::e2e::SealedReader,
         sealock_net::e2e::SealedWriter,
     ),
@@ -321,17 +326,24 @@ struct Called {
 }
 
 impl Called {
-    async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
         let tasks = Scope::new("test");
+        let target = echo_server(&tasks).await?;
+        Self::start_with(tasks, target).await
+    }
+
+    /// The same, with this program behind the service.
+    pub(crate) async fn start_with(tasks: Scope, target: Target) -> Result<Self> {
         let world = World::new()?;
         let relay = world.relay().await?;
         let provider = world
             .agent("provider", SessionKind::Full, relay.listen)
             .await?;
-        expose_echo(&provider, &tasks).await?;
+        ensure!(provider.expose("echo".parse()?, target, BTreeMap::new()));
         let owner = world.connect_as("caller", relay.listen).await?;
         let control = owner.greet(SessionKind::CallerOnly, [1; 16]).await?;
-        let identity = world.ca.identity("default/agent/caller");
+        let svid = world.svid("default/agent/caller")?;
+        let identity = IdentityStore::new(svid.clone());
         let end_to_end = EndToEnd::new(identity, world.ca.trust_store(), tasks.spawner());
         let (stream, halves) = loop {
             let call = world::call("echo", &["provider"])?;
@@ -354,6 +366,7 @@ impl Called {
             relay,
             provider,
             owner,
+            svid,
             _control: control,
             stream,
             halves,
@@ -362,7 +375,7 @@ impl Called {
     }
 
     /// The stream works as before.
-    async fn works(&mut self) -> Result<()> {
+    pub(crate) async fn works(&mut self) -> Result<()> {
         let (reader, writer) = &mut self.halves;
         writer.write(Bytes::from_static(b"still mine")).await?;
         let mut heard = Vec::new();
@@ -375,7 +388,7 @@ impl Called {
     }
 }
 
-fn open(stream: StreamId, epoch: Epoch, provider: Option<&str>) -> Result<Message> {
+pub(crate) fn open(stream: StreamId, epoch: Epoch, provider: Option<&str>) -> Result<Message> {
     Ok(Message::Open(Open {
         stream,
         epoch,
@@ -384,7 +397,7 @@ fn open(stream: StreamId, epoch: Epoch, provider: Option<&str>) -> Result<Messag
     }))
 }
 
-fn attach(epoch: Epoch, proof: Option<[u8; 32]>) -> Bytes {
+pub(crate) fn attach(epoch: Epoch, proof: Option<[u8; 32]>) -> Bytes {
     let encoded = Frame::Attach(Attach {
         epoch,
         received: 0,
@@ -398,9 +411,14 @@ fn attach(epoch: Epoch, proof: Option<[u8; 32]>) -> Bytes {
 }
 
 /// What comes of a later leg that somebody opens by hand and begins with these bytes.
-async fn taken_up(by: &Raw, head: Message, first: Bytes) -> Result<Option<Reason>> {
+pub(crate) async fn taken_up(by: &Raw, head: Message, first: Bytes) -> Result<Option<Reason>> {
     let mut leg = by.connection.open_bi().await?;
     leg.send.write(head.encode()).await?;
+    outcome(leg, first).await
+}
+
+/// What comes of a leg whose head was said, when it begins with these bytes.
+pub(crate) async fn outcome(mut leg: BiStream, first: Bytes) -> Result<Option<Reason>> {
     let answer = message::read(&mut leg.recv).await?;
     if let Message::Refused(reason) = answer {
         return Ok(Some(reason));

@@ -10,6 +10,7 @@ use sealock_core::address::HostPort;
 use sealock_core::api::agent::{Revoke, RevokeRequest};
 use sealock_core::reason::Reason;
 use sealock_net::identity::IdentityDir;
+use sealock_net::stream::MEMORY_LIMIT;
 use sealock_net::task::Scope;
 use sealock_proto::wire::SessionKind;
 
@@ -42,6 +43,7 @@ fn config(deployment: &Deployment, name: &str, relay: HostPort) -> AgentConfig {
         kind: SessionKind::Full,
         ways: Default::default(),
         max_policy_age: DAY,
+        stream_memory: MEMORY_LIMIT,
         socket: None,
         admin: None,
     }

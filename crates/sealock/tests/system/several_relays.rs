@@ -322,6 +322,7 @@ async fn second_relay(deployment: &Deployment) -> Result<RelayHandle> {
         max_policy_age: DAY,
         max_sessions: 100,
         max_streams_per_session: 1_000,
+        open_limit: Default::default(),
         admin: None,
         region: Some("there".parse()?),
     });

@@ -22,12 +22,13 @@ use sealock_net::files;
 use sealock_net::identity::testing::{Leaf, TestCa};
 use sealock_net::identity::{IdentityDir, IdentityStore, KeyPair, Svid};
 use sealock_net::message;
+use sealock_net::stream::MEMORY_LIMIT;
 use sealock_net::tls::signed::SignedView;
 use sealock_net::tls::{self, alpn};
 use sealock_net::transport::{BiStream, ConnectError, Connection, Endpoint, Settings};
 use sealock_proto::stream::Epoch;
 use sealock_proto::wire::{Hello, Message, Open, PROTOCOL_VERSION, SessionKind, StreamId};
-use sealock_relay::{RelayConfig, RelayHandle};
+use sealock_relay::{OpenLimit, RelayConfig, RelayHandle};
 use tempfile::TempDir;
 
 use crate::deployment::{DAY, READY};
@@ -152,6 +153,7 @@ impl World {
             max_policy_age: limits.max_policy_age,
             max_sessions: 100,
             max_streams_per_session: limits.streams,
+            open_limit: limits.opens,
             admin: None,
             region: None,
         };
@@ -172,6 +174,7 @@ impl World {
             kind,
             ways: Default::default(),
             max_policy_age: DAY,
+            stream_memory: MEMORY_LIMIT,
             socket: None,
             admin: None,
         })
@@ -270,6 +273,7 @@ pub(crate) struct RelayLimits {
     pub(crate) name: &'static str,
     pub(crate) listen: SocketAddr,
     pub(crate) streams: u32,
+    pub(crate) opens: OpenLimit,
     pub(crate) max_policy_age: Duration,
     pub(crate) controller: Option<HostPort>,
 }
@@ -280,6 +284,7 @@ impl Default for RelayLimits {
             name: "relay-1",
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             streams: 1_000,
+            opens: OpenLimit::default(),
             max_policy_age: DAY,
             controller: None,
         }

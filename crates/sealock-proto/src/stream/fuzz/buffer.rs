@@ -205,7 +205,7 @@ impl Run {
         let bytes: Vec<u8> = (0..length).map(|at| from.wrapping_add(at as u8)).collect();
         let room = self.buffer.writable(&CONFIG);
         let mut rest = Bytes::from(bytes.clone());
-        match self.buffer.write(&mut rest, &CONFIG) {
+        match self.buffer.write(&mut rest, usize::MAX, &CONFIG) {
             Ok(taken) => {
                 assert_eq!(taken, room.min(length));
                 assert_eq!(rest.len(), length - taken);
