@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use sealock_core::address::{HostPort, Target};
@@ -223,7 +223,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     };
     let ways = config.ways.open(settings).map_err(StartError::Udp)?;
     let dialer = Dialer::for_sessions(ways.clone(), &identity, &trust);
-    let offers = Offers::new();
+    let offers = Offers::new(config.region.clone());
     let (offered_in, offered) = mpsc::channel(OFFERED_LIMIT);
     let (renewed_in, renewed) = watch::channel(());
     let relays = relay_list(&config);
@@ -495,6 +495,8 @@ async fn serve_admin(
 
 /// How long a refusal by kept policy waits for the controller's word.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(2);
+/// How long relays go on sending opens to an agent that drains.
+const SETTLE: Duration = Duration::from_millis(500); // the way there, from there to other relays, and back
 /// How often an agent that drains looks whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the last packets may take to leave.
@@ -659,10 +661,8 @@ impl AgentHandle {
         labels: std::collections::BTreeMap<String, String>,
     ) -> bool {
         self.offer(NewOffer {
-            service,
-            target,
             labels,
-            check: None,
+            ..NewOffer::new(service, target)
         })
     }
 
@@ -678,10 +678,13 @@ impl AgentHandle {
     /// # Cancel safety
     /// Dropping the future drops the agent.
     pub async fn drain(self, grace: Duration) {
-        // Relays offer nothing more, and nobody here can open: what runs goes on.
+        // Nothing is offered at the relays any more, and nobody here can open: what runs goes on.
         self.farewell.cancel();
         self.parts.listeners.clear();
-        self.empty(grace).await;
+        let began = Instant::now();
+        // What a relay sent before it knew is still on its way, and is served.
+        tokio::time::sleep(SETTLE.min(grace)).await;
+        self.empty(grace.saturating_sub(began.elapsed())).await;
         for flow in self.live() {
             let _first = flow.revoke(Reason::Draining);
         }

@@ -208,6 +208,9 @@ fn expose_events(
         target,
         labels,
         check,
+        weight,
+        standby,
+        sticky,
         detached,
     } = request;
     let offer = NewOffer {
@@ -215,6 +218,9 @@ fn expose_events(
         target,
         labels,
         check,
+        weight,
+        standby,
+        sticky,
     };
     let added = parts.offers.add(offer, detached);
     let guard = added.ok_or_else(|| {

@@ -11,8 +11,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sealock_core::address::Target;
 use sealock_core::check::{Check, CheckFailure, Health, Standing};
-use sealock_core::name::ServiceName;
+use sealock_core::choice::{Terms, Weight};
+use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
+use sealock_core::view::Offering;
 use sealock_net::link::Link;
 use tokio::sync::watch;
 
@@ -27,13 +29,36 @@ pub struct NewOffer {
     pub labels: BTreeMap<String, String>,
     /// What tells whether the program is well; none: it always counts as well.
     pub check: Option<Check>,
+    /// Its share of the service's flows, beside the weights of other providers.
+    pub weight: Weight,
+    /// Whether it serves only while no active provider is left.
+    pub standby: bool,
+    /// Whether a caller is to get the same provider each time; counts when this agent owns the service.
+    pub sticky: bool,
+}
+
+impl NewOffer {
+    /// An offer with nothing special about it.
+    #[must_use]
+    pub fn new(service: ServiceName, target: Target) -> Self {
+        Self {
+            service,
+            target,
+            labels: BTreeMap::new(),
+            check: None,
+            weight: Weight::default(),
+            standby: false,
+            sticky: false,
+        }
+    }
 }
 
 /// A service and the program behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub(crate) target: Target,
-    pub(crate) labels: BTreeMap<String, String>,
+    /// What the controller is told of it.
+    pub(crate) offering: Offering,
     /// Whether it outlives the request that asked for it.
     pub(crate) detached: bool,
     pub(crate) state: OfferState,
@@ -80,6 +105,8 @@ pub(crate) struct Offers {
 #[derive(Debug)]
 struct Inner {
     table: Mutex<Table>,
+    /// Where this agent is.
+    region: Option<Region>,
     names: watch::Sender<BTreeSet<ServiceName>>,
     /// Those that are well.
     well: watch::Sender<BTreeSet<ServiceName>>,
@@ -110,7 +137,7 @@ impl Drop for OfferGuard {
 }
 
 impl Offers {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(region: Option<Region>) -> Self {
         let names = watch::Sender::default();
         let well = watch::Sender::default();
         let (changes, _) = watch::channel(0);
@@ -118,6 +145,7 @@ impl Offers {
         Self {
             inner: Arc::new(Inner {
                 table,
+                region,
                 names,
                 well,
                 changes,
@@ -147,7 +175,20 @@ impl Offers {
             target,
             labels,
             check,
+            weight,
+            standby,
+            sticky,
         } = offer;
+        let terms = Terms {
+            weight,
+            standby,
+            region: self.inner.region.clone(),
+        };
+        let offering = Offering {
+            labels,
+            terms,
+            sticky,
+        };
         let mut table = self.inner.table.lock();
         if table.offers.contains_key(&name) {
             return None;
@@ -163,7 +204,7 @@ impl Offers {
             name.clone(),
             Offer {
                 target,
-                labels,
+                offering,
                 detached,
                 state,
                 health,
@@ -303,12 +344,12 @@ impl Offers {
         }
     }
 
-    fn labels(&self) -> BTreeMap<ServiceName, BTreeMap<String, String>> {
+    fn offerings(&self) -> BTreeMap<ServiceName, Offering> {
         let table = self.inner.table.lock();
         table
             .offers
             .iter()
-            .map(|(name, offer)| (name.clone(), offer.labels.clone()))
+            .map(|(name, offer)| (name.clone(), offer.offering.clone()))
             .collect()
     }
 }
@@ -359,7 +400,7 @@ async fn exchange(
             tracing::debug!(err = %error, "services could not be taken back yet");
         })?;
     }
-    let wanted = offers.labels();
+    let wanted = offers.offerings();
     if wanted.is_empty() {
         return Ok(LONGEST_LEASE);
     }

@@ -17,7 +17,7 @@ use sealock_core::identity::{AgentId, Principal, Role};
 use sealock_core::name::{AgentName, GroupName, NodeName, ServiceName, TenantName};
 use sealock_core::policy::{Rule, RuleId};
 use sealock_core::reason::Reason;
-use sealock_core::view::{Agent, Entries, ViewVersion};
+use sealock_core::view::{Agent, Entries, Offering, ViewVersion};
 
 #[cfg(test)]
 mod battery;
@@ -282,7 +282,7 @@ pub struct Registration {
     /// Counts the starts of the agent.
     pub generation: u64,
     /// What is offered, with what is said of each.
-    pub services: BTreeMap<ServiceName, BTreeMap<String, String>>,
+    pub services: BTreeMap<ServiceName, Offering>,
     /// Until when the offer stands without being repeated.
     pub lease_ends: Timestamp,
 }

@@ -21,6 +21,7 @@
 //! | *reason* | why a flow ended or never began |
 //! | *service* | a name in a tenant that agents provide and others open |
 //! | *check*, *probe* | what tells whether the program behind a service is well; one way of trying it |
+//! | *terms*, *candidate* | how a provider wants to be chosen: weight, standby, region; a provider that may be chosen for an open |
 //! | *provider*, *caller* | the agent that serves a service, the agent that opens it |
 //! | *view* | all that a tenant's nodes know of it: rules, services, agents, revocations; signed |
 //! | *tenant* | a closed world of names; nothing is visible from one to another |
@@ -29,6 +30,7 @@
 pub mod address;
 pub mod api;
 pub mod check;
+pub mod choice;
 pub mod config;
 pub mod fact;
 pub mod identity;

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::choice::Terms;
 use crate::identity::AgentId;
 use crate::name::{AgentName, GroupName, ServiceName, TenantName};
 use crate::policy::{Action, Decision, Explanation, Question, Rule, RuleSet};
@@ -196,11 +197,26 @@ impl Entry {
 pub struct Service {
     /// The service's name in its tenant.
     pub name: ServiceName,
-    /// The agents whose registration the controller accepted, whether they are connected or not.
-    pub providers: BTreeSet<AgentName>,
-    /// What the registrants said of it.
+    /// The agents whose registration the controller accepted, whether they are connected or not, and how each wants to
+    /// be chosen.
+    pub providers: BTreeMap<AgentName, Terms>,
+    /// What its owner said of it.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Whether a caller is to get the same provider each time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sticky: bool,
+}
+
+/// What an agent says of a service when it registers it. Labels and stickiness are the word of the service's owner alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Offering {
+    /// What rules may know of it.
+    pub labels: BTreeMap<String, String>,
+    /// How this provider wants to be chosen.
+    pub terms: Terms,
+    /// Whether a caller is to get the same provider each time.
+    pub sticky: bool,
 }
 
 /// An agent and what rules may know of it.
@@ -471,7 +487,8 @@ mod tests {
         let service = |service: &str, tier: &str| {
             Entry::Service(Service {
                 name: name(service),
-                providers: BTreeSet::from([name("host")]),
+                providers: BTreeMap::from([(name("host"), Terms::default())]),
+                sticky: false,
                 labels: BTreeMap::from([("tier".to_owned(), tier.to_owned())]),
             })
         };

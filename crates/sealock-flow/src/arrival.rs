@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use sealock_core::fact::Facts;
-use sealock_core::name::AgentName;
+use sealock_core::name::{AgentName, Region};
 use sealock_core::reason::Reason;
 use sealock_net::e2e::Caller;
 use sealock_net::socket::UnixSocket;
@@ -62,11 +62,30 @@ pub struct LegHead {
     pub stream: StreamId,
     /// Which leg of the stream it is.
     pub epoch: Epoch,
-    /// For a leg after the first: the agent that holds the stream's other end.
+    /// For a leg after the first: the agent that holds the stream's other end. For a first one that another relay passed
+    /// on: the agent that it chose.
     pub provider: Option<AgentName>,
+    /// Where the caller says that it is.
+    pub region: Option<Region>,
     /// At the relay that the caller is at: the caller's word for that, for passing the leg on to another relay. A leg
     /// that was passed on has none, so it goes no further.
     pub vouched: Option<Arc<Vouched>>,
+}
+
+impl LegHead {
+    /// The agent that holds the stream's other end: nobody else will do.
+    #[must_use]
+    pub fn holder(&self) -> Option<&AgentName> {
+        self.provider.as_ref().filter(|_| self.epoch > Epoch::FIRST)
+    }
+
+    /// The agent that another relay chose: it comes before any other.
+    #[must_use]
+    pub fn chosen(&self) -> Option<&AgentName> {
+        self.provider
+            .as_ref()
+            .filter(|_| self.epoch == Epoch::FIRST)
+    }
 }
 
 /// A caller's word for being at a relay.
@@ -83,6 +102,15 @@ impl Arrival {
     #[must_use]
     pub fn over(self, inlet: InletKind) -> Self {
         Self { inlet, ..self }
+    }
+
+    /// The same arrival, of a caller who says that it is there.
+    #[must_use]
+    pub fn in_region(mut self, region: Option<Region>) -> Self {
+        if let Some(leg) = &mut self.leg {
+            leg.region = region;
+        }
+        self
     }
 
     /// The same arrival, whose leg may be passed on to another relay.

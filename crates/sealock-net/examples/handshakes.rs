@@ -61,6 +61,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             instance,
             kind: SessionKind::Full,
             voucher: None,
+            region: None,
             software: "bench".to_owned(),
         });
         control.send.write(hello.encode()).await?;

@@ -18,7 +18,7 @@ use sealock_core::token::TokenSecret;
 use sealock_core::view::{Delta, Entries, ViewVersion};
 
 pub use client::{CallError, NodeClient, Watch};
-pub use convert::BadMessage;
+pub use convert::{BadMessage, region};
 
 use crate::identity::Trust;
 use crate::relays::Relay;

@@ -198,7 +198,7 @@ pub struct SessionConfig {
     pub offered: mpsc::Sender<Offered>,
     /// Tells when the identity was renewed: the session is then made anew, and the old one lives on for its streams.
     pub renewed: watch::Receiver<()>,
-    /// Cancelled when this agent takes nothing new: the relays are told, and what runs goes on.
+    /// Cancelled when this agent takes nothing new: its offers are taken back, and what runs goes on.
     pub farewell: CancellationToken,
 }
 

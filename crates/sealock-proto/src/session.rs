@@ -217,6 +217,7 @@ mod tests {
             kind,
             software: "0.1.0".into(),
             voucher: None,
+            region: None,
         })
     }
 

@@ -8,7 +8,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use sealock_core::address::HostPort;
 use sealock_core::identity::AgentId;
-use sealock_core::name::{AgentName, NodeName, ServiceName};
+use sealock_core::name::{AgentName, NodeName, Region, ServiceName};
 use sealock_core::reason::Reason;
 
 use crate::stream::Epoch;
@@ -93,6 +93,8 @@ pub struct Hello {
     pub software: String,
     /// For legs to agents that are at other relays only; without it there are none.
     pub voucher: Option<Voucher>,
+    /// Where the agent is, as its operator calls it: providers of the same region come first for it.
+    pub region: Option<Region>,
 }
 
 /// The relay's answer to [`Hello`].
@@ -150,7 +152,7 @@ pub struct Incoming {
 /// A relay passes the open of an agent on to another relay, once and no further.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forward {
-    /// What the agent asked for.
+    /// What the agent asked for. The provider of a first leg is the relay's choice: that one before any other.
     pub open: Open,
     /// The agent.
     pub caller: AgentId,
@@ -160,17 +162,26 @@ pub struct Forward {
     pub voucher: Voucher,
 }
 
-/// A relay says which agents are at it: what changed since it said so last.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Presence {
-    /// These are here now.
-    pub here: Vec<AgentId>,
-    /// These no more.
-    pub gone: Vec<AgentId>,
+/// One thing that a relay says of an agent at it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Present {
+    /// The agent.
+    pub agent: AgentId,
+    /// A service that it offers; none: it is here at all, so that its streams can be taken up.
+    pub offers: Option<ServiceName>,
 }
 
-/// How many agents one [`Presence`] may name, here and gone together.
-pub const PRESENCE_LIMIT: usize = 100; // 128 bytes a name
+/// A relay says which agents are at it and what they offer: what changed since it said so last.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Presence {
+    /// This is so now.
+    pub here: Vec<Present>,
+    /// This no more.
+    pub gone: Vec<Present>,
+}
+
+/// How many things one [`Presence`] may say, here and gone together.
+pub const PRESENCE_LIMIT: usize = 40; // × 395 bytes of names and their framing
 
 /// A message between an agent and a relay, or between two relays.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -309,6 +320,7 @@ mod tests {
                 kind: SessionKind::CallerOnly,
                 software: "0.1.0".into(),
                 voucher: Some(voucher()),
+                region: Some("eu".parse().expect("a region")),
             }),
             Message::Welcome(Welcome { session: 9 }),
             Message::Register(Services {
@@ -351,8 +363,8 @@ mod tests {
             Message::Controller,
             Message::Peer,
             Message::Presence(Presence {
-                here: vec![caller_of("a")],
-                gone: vec![caller_of("b"), caller_of("c")],
+                here: vec![present("a", None), present("a", Some("db"))],
+                gone: vec![present("b", None), present("c", Some("db"))],
             }),
             Message::Forward(Box::new(Forward {
                 open: Open {
@@ -366,6 +378,13 @@ mod tests {
                 voucher: voucher(),
             })),
         ]
+    }
+
+    fn present(agent: &str, offers: Option<&str>) -> Present {
+        Present {
+            agent: caller_of(agent),
+            offers: offers.map(|name| name.parse().expect("a name")),
+        }
     }
 
     fn caller_of(name: &str) -> AgentId {
@@ -463,6 +482,54 @@ mod tests {
                 field: "services"
             })
         );
+    }
+
+    #[test]
+    fn the_longest_presence_of_the_longest_names_fits_into_a_message() {
+        let label = "x".repeat(63);
+        let long = Present {
+            agent: AgentId {
+                tenant: label.parse().expect("a name of 63 bytes"),
+                name: label.parse().expect("a name of 63 bytes"),
+            },
+            offers: Some(
+                format!("{label}.{label}.{label}.{}", "y".repeat(61))
+                    .parse()
+                    .expect("a name of 253 bytes"),
+            ),
+        };
+        let message = Message::Presence(Presence {
+            here: vec![long; PRESENCE_LIMIT],
+            gone: Vec::new(),
+        });
+        assert_eq!(decode(&message.encode()), Ok(Some(message)));
+    }
+
+    #[test]
+    fn only_a_relay_says_who_shall_take_a_first_leg() {
+        let open = |epoch, provider: Option<&str>| Open {
+            stream: StreamId([3; 16]),
+            epoch,
+            service: "db".parse().expect("a name"),
+            provider: provider.map(|name| name.parse().expect("a name")),
+        };
+        for (open, by_agent, by_relay) in [
+            (open(Epoch::FIRST, None), true, true),
+            (open(Epoch::FIRST, Some("host")), false, true),
+            (open(Epoch(2), Some("host")), true, true),
+            (open(Epoch(2), None), false, false),
+        ] {
+            let told = decode(&Message::Open(open.clone()).encode());
+            assert_eq!(told.is_ok(), by_agent, "{open:?}");
+            let forward = Forward {
+                open,
+                caller: caller_of("a"),
+                instance: [4; 16],
+                voucher: voucher(),
+            };
+            let told = decode(&Message::Forward(Box::new(forward.clone())).encode());
+            assert_eq!(told.is_ok(), by_relay, "{forward:?}");
+        }
     }
 
     #[test]

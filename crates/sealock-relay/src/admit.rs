@@ -37,6 +37,10 @@ pub(crate) async fn serve(endpoint: Endpoint, budget: PreAuthBudget, shared: Sha
 /// Accepts over TCP until the endpoint is closed. TCP has proved the addresses, so nobody is asked to.
 pub(crate) async fn serve_tcp(endpoint: TcpEndpoint, budget: PreAuthBudget, shared: Shared) {
     while let Some(incoming) = endpoint.accept().await {
+        if shared.draining.is_cancelled() {
+            incoming.refuse();
+            continue;
+        }
         let source = incoming.remote_address().ip();
         match budget.admit(Instant::now(), source, true) {
             Verdict::Accept(ticket) => {

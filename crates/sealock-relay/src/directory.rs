@@ -6,19 +6,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use sealock_core::identity::AgentId;
-use sealock_core::name::{AgentName, ServiceName};
+use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
-use sealock_core::view::View;
 use sealock_flow::arrival::Vouched;
 use sealock_flow::outlet::session::{Load, Provider};
 use sealock_net::identity::PeerIdentity;
 use sealock_net::transport::{Connection, Lost};
-use sealock_proto::wire::{Hello, SessionKind};
+use sealock_proto::wire::{Hello, Present, SessionKind};
 use tokio::sync::watch;
 
 use crate::gone::Gone;
@@ -33,6 +32,10 @@ pub(crate) struct Live {
     /// The process behind it: tells a reconnect from a second machine with the same identity.
     instance: [u8; 16],
     offers: Mutex<BTreeSet<ServiceName>>,
+    /// Whether it ever offered something, so that streams of others may run to it.
+    has_offered: AtomicBool,
+    /// Where the agent says that it is.
+    pub(crate) region: Option<Region>,
     /// Whether the agent said farewell: the session lives on for its streams alone.
     is_leaving: AtomicBool,
     /// The agent's word for being here, for legs to other relays.
@@ -83,6 +86,8 @@ impl Slots {
         // The same process with a renewed certificate, or after a loss that it saw first: what it offered goes on
         // without a gap, and what still runs on the older session may end in peace.
         newer.set_offers(older.offers.lock().clone());
+        let has_offered = older.has_offered.load(Ordering::Relaxed);
+        newer.has_offered.fetch_or(has_offered, Ordering::Relaxed);
         self.retired.push(older);
         let surplus = self.retired.len().saturating_sub(RETIRED_LIMIT);
         self.retired.drain(..surplus).collect()
@@ -103,8 +108,6 @@ const CALLERS_LIMIT: usize = 32; // as many `ssh` through one laptop as anybody 
 struct Inner {
     sessions: Mutex<HashMap<AgentId, Slots>>,
     next: AtomicU64,
-    /// Turns through the providers of a service.
-    turn: AtomicUsize,
     limit: usize,
     gone: Gone,
     /// Counts what other relays should hear of.
@@ -118,7 +121,6 @@ impl Directory {
         let inner = Inner {
             sessions: Mutex::default(),
             next: AtomicU64::new(1),
-            turn: AtomicUsize::new(0),
             limit,
             gone: Gone::default(),
             changed: watch::Sender::new(0),
@@ -146,6 +148,8 @@ impl Directory {
             connection,
             instance: hello.instance,
             offers: Mutex::default(),
+            has_offered: AtomicBool::new(false),
+            region: hello.region.clone(),
             is_leaving: AtomicBool::new(false),
             vouched: hello.voucher.clone().map(|voucher| {
                 let instance = hello.instance;
@@ -199,50 +203,40 @@ impl Directory {
         self.touch();
     }
 
-    /// The connected agents that offer the service and may, by the view: the one with the fewest legs first, and among equals
-    /// another one each time. Who holds a stream's other end is among them even when it offers the service no more: the stream was opened while it did.
+    /// The agent, when it is here, and whether it offers the service.
     #[must_use]
-    pub(crate) fn providers(
+    pub(crate) fn provider(
         &self,
-        view: &View,
+        agent: &AgentId,
         service: &ServiceName,
-        holder: Option<&AgentName>,
-    ) -> Vec<Provider> {
-        let Some(known) = view.service(service) else {
-            return Vec::new();
-        };
+    ) -> Option<(Provider, bool)> {
+        let mut offers = false;
+        let found = self.full_if(agent, |live| {
+            offers = live.offers.lock().contains(service);
+            true
+        });
+        found.map(|provider| (provider, offers))
+    }
+
+    /// The agent, when it is here to take up streams, whatever it offers: they were opened while it did.
+    #[must_use]
+    pub(crate) fn holder(&self, agent: &AgentId) -> Option<Provider> {
+        // On a session that it left the agent answers for a short while only; it is at another relay by then.
+        self.full_if(agent, |live| !live.is_leaving.load(Ordering::Relaxed))
+    }
+
+    fn full_if(&self, agent: &AgentId, fits: impl FnOnce(&Live) -> bool) -> Option<Provider> {
         let sessions = self.inner.sessions.lock();
-        let tenant = &view.head.tenant;
-        let id = |name: &AgentName| AgentId {
-            tenant: tenant.clone(),
-            name: name.clone(),
-        };
-        let offering = |live: &&Arc<Live>| {
-            // On a session that it left the agent answers for a short while only; it is at another relay by then.
-            let holds =
-                holder == Some(&live.agent.name) && !live.is_leaving.load(Ordering::Relaxed);
-            holds || live.offers.lock().contains(service)
-        };
-        let mut found: Vec<Provider> = known
-            .providers
-            .iter()
-            .filter_map(|name| {
-                let slots = sessions.get(&id(name))?;
-                let live = slots.full.as_ref().filter(offering)?;
-                Some(Provider {
-                    agent: live.agent.clone(),
-                    connection: live.connection.clone(),
-                    load: slots.load.clone(),
-                })
-            })
-            .collect();
-        drop(sessions);
-        let turn = self.inner.turn.fetch_add(1, Ordering::Relaxed);
-        let first = turn % found.len().max(1);
-        found.rotate_left(first);
-        // Cached: loads change while they are compared.
-        found.sort_by_cached_key(|provider| provider.load.legs());
-        found
+        let slots = sessions.get(agent)?;
+        let live = slots.full.as_ref()?;
+        if !fits(live) {
+            return None;
+        }
+        Some(Provider {
+            agent: live.agent.clone(),
+            connection: live.connection.clone(),
+            load: slots.load.clone(),
+        })
     }
 
     /// Closes every session that `verdict` no longer lets in; returns how many.
@@ -300,20 +294,26 @@ impl Directory {
         self.inner.changed.send_modify(|count| *count += 1);
     }
 
-    /// Resolves anew on every change of [`Self::offering`].
+    /// Resolves anew on every change of [`Self::present`].
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
     }
 
-    /// The agents that are here and offer something.
-    pub(crate) fn offering(&self) -> BTreeSet<AgentId> {
+    /// What the agents offer that are here. One that offered something before is here without offers too, for its streams.
+    pub(crate) fn present(&self) -> BTreeSet<Present> {
         let sessions = self.inner.sessions.lock();
-        let offers = |slots: &Slots| {
-            let full = slots.full.as_ref();
-            full.is_some_and(|live| !live.offers.lock().is_empty())
-        };
-        let here = sessions.iter().filter(|(_, slots)| offers(slots));
-        here.map(|(agent, _)| agent.clone()).collect()
+        let full = sessions.values().filter_map(|slots| slots.full.as_ref());
+        let staying = full.filter(|live| !live.is_leaving.load(Ordering::Relaxed));
+        let told = staying.filter(|live| live.has_offered.load(Ordering::Relaxed));
+        told.flat_map(|live| {
+            let offers: Vec<_> = live.offers.lock().iter().cloned().map(Some).collect();
+            let said = std::iter::once(None).chain(offers);
+            said.map(|offers| Present {
+                agent: live.agent.clone(),
+                offers,
+            })
+        })
+        .collect()
     }
 
     /// How many sessions there are of which the agent has not said farewell.
@@ -336,6 +336,8 @@ impl Directory {
 
 impl Live {
     pub(crate) fn set_offers(&self, offers: BTreeSet<ServiceName>) {
+        self.has_offered
+            .fetch_or(!offers.is_empty(), Ordering::Relaxed);
         *self.offers.lock() = offers;
     }
 

@@ -1,11 +1,11 @@
 //! Other relays: who is at them, and the way of a leg from one relay to another.
 //!
-//! Each relay dials each other one and hears from it which agents are there, so there is one connection for each
+//! Each relay dials each other one and hears from it which agents are there and what they offer, so there is one connection for each
 //! direction, with many legs on it. A leg is passed on once and no further: the relay that takes it has no voucher to
 //! show to a third. What goes wrong with a leg stays in its stream. Deliberately absent: belief in what a relay says of
 //! a caller; see `sealock_net::tls::voucher`.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use parking_lot::Mutex;
 use sealock_core::address::HostPort;
 use sealock_core::fact::{Fact, Facts, Source};
 use sealock_core::identity::{AgentId, Principal};
-use sealock_core::name::{AgentName, NodeName, TenantName};
+use sealock_core::name::{NodeName, ServiceName};
 use sealock_core::reason::Reason;
 use sealock_flow::arrival::{InletKind, Near};
 use sealock_flow::hop;
 use sealock_flow::inlet;
-use sealock_flow::outlet::session::PeerRelay;
+use sealock_flow::outlet::session::{Load, PeerRelay};
 use sealock_net::identity::{IdentityStore, PeerIdentity};
 use sealock_net::message::{self, Inbox, ReadError};
 use sealock_net::relays::RelayList;
 use sealock_net::session::{Dialer, accept};
 use sealock_net::task::Scope;
 use sealock_net::transport::{BiStream, Connection, SendHalf};
-use sealock_proto::wire::{Forward, Message, PRESENCE_LIMIT, Presence};
+use sealock_proto::wire::{Forward, Message, PRESENCE_LIMIT, Presence, Present};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -41,11 +41,60 @@ pub(crate) struct Peers {
 #[derive(Debug)]
 struct Known {
     connection: Connection,
-    agents: HashSet<AgentId>,
+    agents: Agents,
 }
 
-/// How many agents another relay may say are at it: as many as a relay can hold.
-const AGENTS_LIMIT: usize = 100_000;
+/// The agents at another relay.
+#[derive(Debug, Default)]
+struct Agents {
+    here: HashMap<AgentId, Remote>,
+    /// How many agents and offers were told.
+    count: usize,
+}
+
+/// An agent at another relay.
+#[derive(Debug, Default)]
+struct Remote {
+    offers: HashSet<ServiceName>,
+    /// What goes to it from here.
+    load: Load,
+}
+
+/// How many agents and offers another relay may tell of: as many agents as a relay can hold, with a few offers each.
+const TOLD_LIMIT: usize = 500_000;
+
+impl Agents {
+    fn take(&mut self, presence: Presence) -> Result<(), Reason> {
+        for gone in presence.gone {
+            self.remove(&gone);
+        }
+        for Present { agent, offers } in presence.here {
+            self.count += usize::from(!self.here.contains_key(&agent));
+            let remote = self.here.entry(agent).or_default();
+            if let Some(service) = offers {
+                self.count += usize::from(remote.offers.insert(service));
+            }
+        }
+        if self.count > TOLD_LIMIT {
+            return Err(Reason::QuotaExceeded);
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, gone: &Present) {
+        match &gone.offers {
+            None => {
+                let remote = self.here.remove(&gone.agent);
+                self.count -= remote.map_or(0, |remote| remote.offers.len() + 1);
+            }
+            Some(service) => {
+                let remote = self.here.get_mut(&gone.agent);
+                let was_there = remote.is_some_and(|remote| remote.offers.remove(service));
+                self.count -= usize::from(was_there);
+            }
+        }
+    }
+}
 /// How long a relay may take to say what its stream is for.
 const WORD_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -56,27 +105,28 @@ const GATHER: Duration = Duration::from_millis(20); // far below an open's round
 const HEADLESS_LIMIT: usize = 256;
 
 impl Peers {
-    /// The relays that one of these agents is at, the nearest one first.
-    pub(crate) fn holders<'a>(
-        &self,
-        tenant: &TenantName,
-        names: impl Iterator<Item = &'a AgentName>,
-    ) -> Vec<PeerRelay> {
-        let wanted: Vec<AgentId> = names
-            .map(|name| AgentId {
-                tenant: tenant.clone(),
-                name: name.clone(),
-            })
-            .collect();
+    /// The relays that the agent is at and offers the service, the nearest one first.
+    pub(crate) fn providing(&self, agent: &AgentId, service: &ServiceName) -> Vec<PeerRelay> {
+        self.that(agent, |remote| remote.offers.contains(service))
+    }
+
+    /// The relays that the agent is at, the nearest one first.
+    pub(crate) fn holding(&self, agent: &AgentId) -> Vec<PeerRelay> {
+        self.that(agent, |_remote| true)
+    }
+
+    fn that(&self, agent: &AgentId, fits: impl Fn(&Remote) -> bool) -> Vec<PeerRelay> {
         let known = self.known.lock();
-        let mut found: Vec<PeerRelay> = known
-            .iter()
-            .filter(|(_, peer)| wanted.iter().any(|agent| peer.agents.contains(agent)))
-            .map(|(name, peer)| PeerRelay {
+        let found = known.iter().filter_map(|(name, peer)| {
+            let remote = peer.agents.here.get(agent).filter(|remote| fits(remote))?;
+            Some(PeerRelay {
                 relay: name.clone(),
                 connection: peer.connection.clone(),
+                agent: agent.name.clone(),
+                load: remote.load.clone(),
             })
-            .collect();
+        });
+        let mut found: Vec<PeerRelay> = found.collect();
         drop(known);
         found.sort_by_key(|peer| peer.connection.rtt());
         found
@@ -190,6 +240,20 @@ impl Entry {
         }
     }
 
+    /// Enters what the other relay said; the first word on a connection takes the place of an earlier one's.
+    fn take(&self, connection: &Connection, presence: Presence) -> Result<(), Reason> {
+        let mut known = self.peers.known.lock();
+        let fresh = || Known {
+            connection: connection.clone(),
+            agents: Agents::default(),
+        };
+        let entry = known.entry(self.name.clone()).or_insert_with(fresh);
+        if entry.connection.id() != connection.id() {
+            *entry = fresh();
+        }
+        entry.agents.take(presence)
+    }
+
     /// Hears who is at the other relay until the connection is lost; says why it was.
     async fn hear(&self, connection: &Connection) -> Reason {
         let control = async {
@@ -202,8 +266,6 @@ impl Entry {
             Ok(BiStream { recv, send }) => (Inbox::new(recv), send),
             Err(reason) => return reason,
         };
-        let mut agents = HashSet::new();
-        let mut is_entered = false;
         loop {
             let presence = match inbox.next().await {
                 Ok(Message::Presence(presence)) => presence,
@@ -213,22 +275,8 @@ impl Entry {
                     return closed.map_or_else(|| error.reason(), |lost| lost.reason());
                 }
             };
-            let mut known = self.peers.known.lock();
-            if !is_entered {
-                is_entered = true;
-                let connection = connection.clone();
-                let agents = HashSet::new();
-                known.insert(self.name.clone(), Known { connection, agents });
-            }
-            let held = known
-                .get_mut(&self.name)
-                .map_or(&mut agents, |peer| &mut peer.agents);
-            for gone in &presence.gone {
-                held.remove(gone);
-            }
-            held.extend(presence.here);
-            if held.len() > AGENTS_LIMIT {
-                return Reason::QuotaExceeded;
+            if let Err(reason) = self.take(connection, presence) {
+                return reason;
             }
         }
     }
@@ -313,7 +361,7 @@ async fn run(
                 due = None;
                 told.tell(&mut writer, shared.present()).await
             }
-            () = shared.draining.cancelled(), if !told.agents.is_empty() => {
+            () = shared.draining.cancelled(), if !told.present.is_empty() => {
                 told.tell(&mut writer, BTreeSet::new()).await
             }
             arrived = accept(connection, &headless) => match arrived {
@@ -337,16 +385,19 @@ async fn run(
 /// What another relay was told.
 #[derive(Default)]
 struct Told {
-    agents: BTreeSet<AgentId>,
+    present: BTreeSet<Present>,
     has_begun: bool,
 }
 
 impl Told {
     /// Tells what changed, in messages of a bounded size; the first one comes also when there is nothing to tell.
-    async fn tell(&mut self, writer: &mut SendHalf, now: BTreeSet<AgentId>) -> Result<(), Reason> {
-        let here = now.difference(&self.agents).map(|agent| (true, agent));
-        let gone = self.agents.difference(&now).map(|agent| (false, agent));
-        let changes: Vec<(bool, &AgentId)> = here.chain(gone).collect();
+    async fn tell(&mut self, writer: &mut SendHalf, now: BTreeSet<Present>) -> Result<(), Reason> {
+        let here = now.difference(&self.present).map(|present| (true, present));
+        let gone = self
+            .present
+            .difference(&now)
+            .map(|present| (false, present));
+        let changes: Vec<(bool, &Present)> = here.chain(gone).collect();
         let mut messages: Vec<Message> = changes.chunks(PRESENCE_LIMIT).map(presence).collect();
         if messages.is_empty() && !self.has_begun {
             messages.push(Message::Presence(Presence::default()));
@@ -355,20 +406,20 @@ impl Told {
             writer.write(message.encode()).await?;
         }
         self.has_begun = true;
-        self.agents = now;
+        self.present = now;
         Ok(())
     }
 }
 
-fn presence(changes: &[(bool, &AgentId)]) -> Message {
+fn presence(changes: &[(bool, &Present)]) -> Message {
     let mut presence = Presence::default();
-    for (is_here, agent) in changes {
+    for (is_here, present) in changes {
         let list = if *is_here {
             &mut presence.here
         } else {
             &mut presence.gone
         };
-        list.push((*agent).clone());
+        list.push((*present).clone());
     }
     Message::Presence(presence)
 }

@@ -160,6 +160,7 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
             views: views.clone(),
             directory: directory.clone(),
             peers: peers.clone(),
+            region: config.region.clone(),
         }),
         live: live.clone(),
         audit: audit.clone(),

@@ -19,7 +19,7 @@ use sealock_net::tls::voucher::VoucherCheck;
 use sealock_net::transport::{BiStream, Connection, SendHalf};
 use sealock_net::views::ViewStore;
 use sealock_proto::session::{RelayEvent, RelaySide};
-use sealock_proto::wire::{Drain, Message, SUCCESSORS_LIMIT, Services, Welcome};
+use sealock_proto::wire::{Drain, Message, Present, SUCCESSORS_LIMIT, Services, Welcome};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -49,12 +49,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The agents that other relays may send legs to.
-    pub(crate) fn present(&self) -> BTreeSet<AgentId> {
+    /// What other relays are told of the agents here.
+    pub(crate) fn present(&self) -> BTreeSet<Present> {
         if self.draining.is_cancelled() {
             return BTreeSet::new();
         }
-        self.directory.offering()
+        self.directory.present()
     }
 
     /// What an agent is told when this relay drains.
@@ -250,7 +250,7 @@ fn waiting(views: &ViewStore, agent: &AgentId, asked: Vec<ServiceName>) -> Vec<S
     };
     let provides = |name: &ServiceName| {
         view.service(name)
-            .is_some_and(|service| service.providers.contains(&agent.name))
+            .is_some_and(|service| service.providers.contains_key(&agent.name))
     };
     asked.into_iter().filter(|name| !provides(name)).collect()
 }
@@ -305,7 +305,9 @@ fn take_in(
                 let arrival = inlet::session::at_relay(&live.agent, &live.peer, open, leg);
                 match takes(&shared, &live, &opens) {
                     Ok(()) => {
-                        let arrival = arrival.vouched(live.vouched.clone());
+                        let arrival = arrival
+                            .vouched(live.vouched.clone())
+                            .in_region(live.region.clone());
                         hop::run(&shared.hop, arrival).await;
                     }
                     Err(reason) => hop::refuse(&shared.hop, arrival, reason).await,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sealock_core::address::{HostPort, Target};
 use sealock_core::check::{Check, Interval, Patience, Probe, Threshold};
+use sealock_core::choice::Weight;
 use sealock_core::config::Flag;
 use sealock_core::config::unit::Span;
 use sealock_core::name::{AgentName, GroupName, ServiceName};
@@ -181,6 +182,15 @@ pub(crate) struct Expose {
     /// How many failures in a row take it back [default: 3]
     #[arg(long, value_name = "COUNT", requires = "check")]
     pub(crate) check_fall: Option<Threshold>,
+    /// Its share of the flows beside other providers of the service, 1 to 256
+    #[arg(long, value_name = "NUMBER", default_value_t)]
+    pub(crate) weight: Weight,
+    /// Serve only while no provider without this flag is left
+    #[arg(long)]
+    pub(crate) standby: bool,
+    /// Give a caller the same provider each time, while that one is well (said by the service's owner)
+    #[arg(long)]
+    pub(crate) sticky: bool,
     /// Leave it to the running agent and return
     #[arg(long)]
     pub(crate) detach: bool,

@@ -7,7 +7,7 @@ use sealock_core::identity::{AgentId, Role};
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_core::token::JoinToken;
-use sealock_core::view::{Entries, View, ViewVersion};
+use sealock_core::view::{Entries, Offering, View, ViewVersion};
 use sealock_net::node_api::{
     CallError, Enrol, Issued, Naming, NodeClient, Watch, WatchEvent, proto,
 };
@@ -527,7 +527,11 @@ async fn messages_that_are_too_large_or_malformed_are_refused_and_the_connection
     let running = started(|_| ()).await;
     let member = running.join("web-1").await;
     let label = BTreeMap::from([("x".to_owned(), "y".repeat(300 * 1024))]);
-    let large = BTreeMap::from([(service("web"), label)]);
+    let large = Offering {
+        labels: label,
+        ..Offering::default()
+    };
+    let large = BTreeMap::from([(service("web"), large)]);
     assert!(member.client.register(1, &large).await.is_err());
     let error = member
         .client

@@ -12,10 +12,10 @@ use sealock_core::identity::{AgentId, Principal, Role, SpiffeId};
 use sealock_core::name::{NodeName, Region, ServiceName, TenantName};
 use sealock_core::policy::{Action, Question, RuleSet};
 use sealock_core::reason::Reason;
-use sealock_core::view::ViewVersion;
+use sealock_core::view::{Offering, ViewVersion};
 use sealock_net::identity::PeerIdentity;
 use sealock_net::node_api::proto::node_server::Node;
-use sealock_net::node_api::{BadMessage, DecisionRow, REASON_KEY, WatchEvent, proto};
+use sealock_net::node_api::{self, BadMessage, DecisionRow, REASON_KEY, WatchEvent, proto};
 use sealock_net::relays::{RELAYS_LIMIT, Relay};
 use sealock_net::task::Spawner;
 use serde_json::json;
@@ -458,9 +458,7 @@ impl Node for NodeService {
             noted.await.map_err(|error| status(&error))?;
         }
         let mut have = BTreeMap::new();
-        let region = Some(request.region).filter(|text| !text.is_empty());
-        let region = region.map(|text| text.parse()).transpose();
-        let region = region.map_err(|_| bad(BadMessage("region")))?;
+        let region = node_api::region(&request.region).map_err(bad)?;
         for row in request.have {
             let tenant = row.tenant.parse().map_err(|_| bad(BadMessage("tenant")))?;
             have.insert(tenant, Has::Claimed(ViewVersion(row.version)));
@@ -481,15 +479,13 @@ impl Node for NodeService {
         let caller = self.caller(&request, "node.register", AGENTS).await?;
         let request = request.into_inner();
         let names = services(request.services.iter().map(|offer| offer.name.as_str()))?;
-        let labels = request.services.into_iter().map(|offer| offer.labels);
+        let offerings = request.services.into_iter().map(Offering::try_from);
+        let offerings: Vec<Offering> = offerings.collect::<Result<_, _>>().map_err(bad)?;
         let now = (self.shared.now)();
         let registration = Registration {
             agent: caller.agent()?.clone(),
             generation: request.generation,
-            services: names
-                .into_iter()
-                .zip(labels.map(|labels| labels.into_iter().collect()))
-                .collect(),
+            services: names.into_iter().zip(offerings).collect(),
             lease_ends: now.saturating_add(LEASE).unwrap_or(Timestamp::MAX),
         };
         let may = |sharing: &Sharing<'_>| may_provide(sharing, now);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::join_all;
 use jiff::{Timestamp, ToSpan};
+use sealock_core::choice::Terms;
 use sealock_core::policy::RuleId;
 use sealock_core::view::{Entry, Head, View};
 
@@ -367,7 +368,7 @@ pub(super) async fn renewal_needs_the_very_certificate_that_was_issued<B: Bench>
 }
 
 fn offer(name: &str, generation: u64, services: &[&str], lease: i64) -> Registration {
-    let service = |name: &&str| (name.parse().expect("canonical"), BTreeMap::new());
+    let service = |name: &&str| (name.parse().expect("canonical"), Offering::default());
     Registration {
         agent: agent(name),
         generation,
@@ -392,7 +393,7 @@ fn names(names: &[&str]) -> BTreeSet<ServiceName> {
 fn providers(view: &View, service: &str) -> Vec<String> {
     let service = view.service(&service.parse().expect("canonical"));
     let of = |service: &sealock_core::view::Service| {
-        service.providers.iter().map(ToString::to_string).collect()
+        service.providers.keys().map(ToString::to_string).collect()
     };
     service.map(of).unwrap_or_default()
 }
@@ -424,6 +425,68 @@ pub(super) async fn the_first_owns_a_name_and_another_needs_a_rule<B: Bench>() {
         .await;
     assert_eq!(withdrawn.expect("answered")[&web], Reason::NameTaken);
     assert_eq!(providers(&view(&store).await, "web"), ["one"]);
+}
+
+pub(super) async fn every_provider_has_its_terms_and_the_owner_says_whether_callers_stay<
+    B: Bench,
+>() {
+    let (_bench, store) = with_tenant::<B>().await;
+    join(&store, 1, "one", "k1").await;
+    join(&store, 2, "two", "k2").await;
+    let said = |name: &str, weight: u32, standby, sticky| {
+        let terms = Terms {
+            weight: weight.try_into().expect("a weight"),
+            standby,
+            region: Some("eu".parse().expect("a region")),
+        };
+        let mut said = offer(name, 1, &["web"], 60);
+        for offering in said.services.values_mut() {
+            (offering.terms, offering.sticky) = (terms.clone(), sticky);
+        }
+        (said, terms)
+    };
+    let told = async || {
+        let view = view(&store).await;
+        let web = view.service(&"web".parse().expect("canonical"));
+        let web = web.expect("registered").clone();
+        let row = store.services(&tenant(), at(3)).await.expect("listed")[0].clone();
+        let listed = row.providers.into_iter().map(|row| (row.agent, row.terms));
+        assert_eq!(
+            web.providers,
+            listed.collect(),
+            "the list says what the view does"
+        );
+        assert_eq!(web.sticky, row.sticky);
+        let terms: Vec<Terms> = web.providers.into_values().collect();
+        (terms, web.sticky)
+    };
+    let (one, first) = said("one", 3, false, true);
+    store.register(&one, at(2), &never).await.expect("answered");
+    let (two, second) = said("two", 1, true, false);
+    store
+        .register(&two, at(2), &always)
+        .await
+        .expect("answered");
+    assert_eq!(told().await, (vec![first.clone(), second.clone()], true));
+    // A heartbeat that says the same is no news; another weight is.
+    let before = store.view(&tenant()).await.expect("read").0;
+    store
+        .register(&two, at(3), &always)
+        .await
+        .expect("answered");
+    assert_eq!(store.view(&tenant()).await.expect("read").0, before);
+    let (two, second) = said("two", 7, true, false);
+    store
+        .register(&two, at(3), &always)
+        .await
+        .expect("answered");
+    assert_eq!(told().await, (vec![first, second.clone()], true));
+    // The name passes on, and with it the word on stickiness.
+    let gone = store
+        .unregister(&agent("one"), 1, &names(&["web"]), at(3))
+        .await;
+    assert_eq!(gone.expect("answered"), 1);
+    assert_eq!(told().await, (vec![second], false));
 }
 
 pub(super) async fn an_older_generation_changes_nothing<B: Bench>() {

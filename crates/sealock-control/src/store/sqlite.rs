@@ -347,23 +347,17 @@ async fn create(path: &Path) -> Result<(), OpenError> {
 }
 
 async fn migrate(path: &Path, pool: &SqlitePool) -> Result<(), OpenError> {
-    let start = Migration::new(
-        1,
-        "start".into(),
-        MigrationType::Simple,
-        include_str!("../../migrations/0001_start.sql").into_sql_str(),
-        false,
-    );
-    let recover = Migration::new(
-        2,
-        "recover".into(),
-        MigrationType::Simple,
-        include_str!("../../migrations/0002_recover.sql").into_sql_str(),
-        false,
-    );
-    let migrated = Migrator::with_migrations(vec![start, recover])
-        .run(pool)
-        .await;
+    let texts = [
+        ("start", include_str!("../../migrations/0001_start.sql")),
+        ("recover", include_str!("../../migrations/0002_recover.sql")),
+        ("terms", include_str!("../../migrations/0003_terms.sql")),
+    ];
+    let migration = |(version, (name, text)): (i64, (&'static str, &'static str))| {
+        let kind = MigrationType::Simple;
+        Migration::new(version, name.into(), kind, text.into_sql_str(), false)
+    };
+    let migrations = (1..).zip(texts).map(migration).collect();
+    let migrated = Migrator::with_migrations(migrations).run(pool).await;
     migrated.map_err(|error| {
         use sqlx::migrate::MigrateError::{VersionMissing, VersionTooNew};
         let path = path.to_owned();

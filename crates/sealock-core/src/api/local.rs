@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::method;
 use crate::address::{HostPort, Target};
 use crate::check::Check;
+use crate::choice::Weight;
 use crate::config::Transport;
 use crate::identity::SpiffeId;
 use crate::name::ServiceName;
@@ -161,6 +162,15 @@ pub struct ExposeRequest {
     /// What tells whether the program is well; none: it always counts as well.
     #[serde(default)]
     pub check: Option<Check>,
+    /// Its share of the service's flows, beside the weights of other providers.
+    #[serde(default)]
+    pub weight: Weight,
+    /// Whether it serves only while no active provider is left.
+    #[serde(default)]
+    pub standby: bool,
+    /// Whether a caller is to get the same provider each time; counts when this agent owns the service.
+    #[serde(default)]
+    pub sticky: bool,
     /// Whether it outlives this request.
     #[serde(default)]
     pub detached: bool,

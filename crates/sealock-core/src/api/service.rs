@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{default_tenant, method};
+use crate::choice::Terms;
 use crate::name::{AgentName, ServiceName, TenantName};
 use crate::view::ViewVersion;
 
@@ -41,8 +42,11 @@ pub struct ServiceRow {
     pub name: ServiceName,
     /// The agent that registered the name first.
     pub owner: AgentName,
-    /// What the registrants said of it.
+    /// What its owner said of it.
     pub labels: BTreeMap<String, String>,
+    /// Whether a caller is to get the same provider each time.
+    #[serde(default)]
+    pub sticky: bool,
     /// Who serves it, in name order.
     pub providers: Vec<ProviderRow>,
 }
@@ -52,6 +56,9 @@ pub struct ServiceRow {
 pub struct ProviderRow {
     /// The agent.
     pub agent: AgentName,
+    /// How it wants to be chosen.
+    #[serde(flatten)]
+    pub terms: Terms,
     /// Whether its lease still runs, which means that it was heard of lately.
     pub live: bool,
     /// When its lease ends or ended.

@@ -105,6 +105,9 @@ advertise = ["relay.example:7443"]
 service = "db.prod"
 target = "unix:/run/db.sock"
 labels = { tier = "db" }
+weight = 3
+standby = true
+sticky = true
 [[agent.connect]]
 service = "web"
 listen = "127.0.0.1:8080"
@@ -116,6 +119,8 @@ listen = "127.0.0.1:8080"
     assert_eq!(config.relay.max_sessions, 1_000);
     assert_eq!(config.relay.advertise[0].host(), "relay.example");
     assert_eq!(config.agent.expose[0].labels["tier"], "db");
+    let db = &config.agent.expose[0];
+    assert_eq!((db.weight.number(), db.standby, db.sticky), (3, true, true));
     assert_eq!(
         config.agent.expose[0].target.to_string(),
         "unix:/run/db.sock"

@@ -299,7 +299,7 @@ options! {
     agent_region: Region = "agent.region", Standard::Nothing("no region: the distance alone decides"),
         because "a distance is measured, what a place is called is not",
         example "eu", "\"eu\"";
-    /// The services that the agent provides: `[[agent.expose]]` with `service`, `target` and `labels`.
+    /// The services that the agent provides: `[[agent.expose]]` with `service`, `target` and `labels`; also `weight`, `standby`, `sticky` and `check`.
     agent_expose: Vec<Expose> = "agent.expose", Standard::Nothing("only what `sealock expose` adds"),
         because "nothing is offered that nobody named",
         example "web=127.0.0.1:3000,db=unix:/run/db.sock",

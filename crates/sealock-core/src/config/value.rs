@@ -10,6 +10,7 @@ use super::document::{Document, Item, Problem, Section};
 use super::unit::{Count, Span};
 use crate::address::{HostPort, Target};
 use crate::check::{Check, Interval, Patience, Threshold};
+use crate::choice::Weight;
 use crate::name::{AgentName, NodeName, Region, ServiceName, TenantName, TrustDomain};
 
 /// What an option holds.
@@ -313,6 +314,12 @@ pub struct Expose {
     pub labels: BTreeMap<String, String>,
     /// What tells whether the program is well: `check`, `check_interval`, `check_timeout`, `check_rise`, `check_fall`.
     pub check: Option<Check>,
+    /// Its share of the service's flows, beside the weights of other providers.
+    pub weight: Weight,
+    /// Whether it serves only while no active provider is left.
+    pub standby: bool,
+    /// Whether a caller is to get the same provider each time; counts when this agent owns the service.
+    pub sticky: bool,
 }
 
 impl Value for Expose {
@@ -324,6 +331,9 @@ impl Value for Expose {
             target,
             labels: BTreeMap::new(),
             check: None,
+            weight: Weight::default(),
+            standby: false,
+            sticky: false,
         })
     }
 
@@ -336,11 +346,21 @@ impl Value for Expose {
         let target = target.and_then(|it| document.parsed(it, "target"));
         let labels = section.labels(document, "labels");
         let check = check(document, &section);
+        let weight = section.get("weight");
+        let weight = weight.and_then(|item| document.parsed(item, "weight"));
+        let mut said = |key| {
+            let item = section.get(key);
+            item.and_then(|item| document.parsed(item, key))
+        };
+        let (standby, sticky) = (said("standby"), said("sticky"));
         Some(Self {
             service: service?,
             target: target?,
             labels,
             check,
+            weight: weight.unwrap_or_default(),
+            standby: standby.unwrap_or_default(),
+            sticky: sticky.unwrap_or_default(),
         })
     }
 
@@ -357,7 +377,7 @@ impl Element for Expose {
     }
 }
 
-const EXPOSE_KEYS: [&str; 8] = [
+const EXPOSE_KEYS: [&str; 11] = [
     "service",
     "target",
     "labels",
@@ -366,6 +386,9 @@ const EXPOSE_KEYS: [&str; 8] = [
     "check_timeout",
     "check_rise",
     "check_fall",
+    "weight",
+    "standby",
+    "sticky",
 ];
 
 /// The check of an offer, where there is one; times without a check are noted as lacking it.

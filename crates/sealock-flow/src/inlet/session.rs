@@ -30,6 +30,7 @@ pub fn at_relay(caller: &AgentId, peer: &PeerIdentity, open: Open, leg: BiStream
             stream: open.stream,
             epoch: open.epoch,
             provider: open.provider,
+            region: None,
             vouched: None,
         }),
         near: Near::Leg(leg),
@@ -74,6 +75,7 @@ pub async fn at_provider(
         stream: incoming.stream,
         epoch: incoming.epoch,
         provider: None,
+        region: None,
         vouched: None,
     };
     leg.io

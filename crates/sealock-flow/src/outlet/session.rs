@@ -167,7 +167,7 @@ fn providers(view: &View, facts: &Facts) -> Result<BTreeSet<AgentId>, Reason> {
         tenant: facts.tenant.clone(),
         name: name.clone(),
     };
-    Ok(service.providers.iter().map(id).collect())
+    Ok(service.providers.keys().map(id).collect())
 }
 
 /// At a relay: an agent that provides the service, and its session.
@@ -241,6 +241,10 @@ pub struct PeerRelay {
     pub relay: NodeName,
     /// The connection to it.
     pub connection: Connection,
+    /// The provider.
+    pub agent: AgentName,
+    /// What goes to the provider that way from here.
+    pub load: Load,
 }
 
 /// Passes the leg on to another relay, which answers the caller itself, or lets a provider do so.
@@ -248,6 +252,7 @@ pub(super) async fn hand_over(peer: &PeerRelay, opening: &Opening<'_>) -> Result
     let head = opening.leg.as_ref().ok_or(Reason::Internal)?;
     // Planned only for callers that vouched.
     let vouched = head.vouched.as_ref().ok_or(Reason::NoProvider)?;
+    let carried = peer.load.enter();
     let mut leg = tokio::time::timeout(STREAM_WAIT, peer.connection.open_bi())
         .await
         .map_err(|_elapsed| Reason::Overloaded)?
@@ -257,7 +262,7 @@ pub(super) async fn hand_over(peer: &PeerRelay, opening: &Opening<'_>) -> Result
             stream: head.stream,
             epoch: head.epoch,
             service: opening.facts.service.value.clone(),
-            provider: head.provider.clone(),
+            provider: Some(peer.agent.clone()),
         },
         caller: opening.facts.caller.value.clone(),
         instance: vouched.instance,
@@ -268,6 +273,7 @@ pub(super) async fn hand_over(peer: &PeerRelay, opening: &Opening<'_>) -> Result
         .write(message.encode())
         .await
         .map_err(|_lost| Reason::NoProvider)?;
+    opening.flow.count_at(carried);
     Ok(Io::Leg(leg))
 }
 

@@ -12,7 +12,7 @@ use rustls::ClientConfig;
 use sealock_core::address::HostPort;
 use sealock_core::name::{Region, ServiceName, TenantName};
 use sealock_core::reason::Reason;
-use sealock_core::view::ViewVersion;
+use sealock_core::view::{Offering, ViewVersion};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -263,15 +263,11 @@ impl NodeClient {
     pub async fn register(
         &self,
         generation: u64,
-        services: &BTreeMap<ServiceName, BTreeMap<String, String>>,
+        services: &BTreeMap<ServiceName, Offering>,
     ) -> Result<Registered, CallError> {
-        let offer = |(name, labels): (&ServiceName, &BTreeMap<String, String>)| proto::Offer {
-            name: name.to_string(),
-            labels: labels.clone().into_iter().collect(),
-        };
         let request = proto::RegisterRequest {
             generation,
-            services: services.iter().map(offer).collect(),
+            services: services.iter().map(Into::into).collect(),
         };
         let mut client = self.generated.clone();
         let answer = within(client.register(request)).await?;

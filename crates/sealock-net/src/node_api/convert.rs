@@ -1,8 +1,10 @@
 //! Between messages and domain types; what a peer sent is judged here and nowhere later.
 
+use sealock_core::choice::{Terms, Weight};
 use sealock_core::identity::Role;
+use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
-use sealock_core::view::{Delta, Entries, ViewVersion};
+use sealock_core::view::{Delta, Entries, Offering, ViewVersion};
 
 use super::{DecisionRow, Issued, WatchEvent, proto};
 use crate::identity::Trust;
@@ -188,8 +190,6 @@ impl TryFrom<proto::Relay> for Relay {
 
     fn try_from(relay: proto::Relay) -> Result<Self, BadMessage> {
         let address = |text: &String| text.parse().map_err(|_| BadMessage("address"));
-        let region = Some(relay.region).filter(|text| !text.is_empty());
-        let region = region.map(|text| text.parse()).transpose();
         Ok(Self {
             name: relay.name.parse().map_err(|_| BadMessage("relay name"))?,
             addresses: relay
@@ -197,8 +197,57 @@ impl TryFrom<proto::Relay> for Relay {
                 .iter()
                 .map(address)
                 .collect::<Result<_, _>>()?,
-            region: region.map_err(|_| BadMessage("region"))?,
+            region: region(&relay.region)?,
             connected: relay.connected,
+        })
+    }
+}
+
+/// A region as it goes over the wire: no text for none.
+///
+/// # Errors
+/// When the text is no name of a region.
+pub fn region(text: &str) -> Result<Option<Region>, BadMessage> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| BadMessage("region"))
+}
+
+impl From<(&ServiceName, &Offering)> for proto::Offer {
+    fn from((name, offering): (&ServiceName, &Offering)) -> Self {
+        let terms = &offering.terms;
+        Self {
+            name: name.to_string(),
+            labels: offering.labels.clone().into_iter().collect(),
+            weight: terms.weight.number(),
+            standby: terms.standby,
+            region: terms
+                .region
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            sticky: offering.sticky,
+        }
+    }
+}
+
+impl TryFrom<proto::Offer> for Offering {
+    type Error = BadMessage;
+
+    fn try_from(offer: proto::Offer) -> Result<Self, BadMessage> {
+        let weight = match offer.weight {
+            0 => Weight::default(),
+            number => number.try_into().map_err(|_| BadMessage("weight"))?,
+        };
+        Ok(Self {
+            labels: offer.labels.into_iter().collect(),
+            terms: Terms {
+                weight,
+                standby: offer.standby,
+                region: region(&offer.region)?,
+            },
+            sticky: offer.sticky,
         })
     }
 }

@@ -90,6 +90,7 @@ async fn greet(config: &SessionConfig, connection: &Connection) -> Result<(Contr
             kind: config.kind,
             software: env!("CARGO_PKG_VERSION").to_owned(),
             voucher: voucher(config, connection),
+            region: config.region.clone(),
         };
         writer.write(Message::Hello(hello).encode()).await?;
         let mut control = Control {
@@ -185,10 +186,9 @@ impl Live {
                     return Ended::Replaced(Box::new(next));
                 }
                 () = config.farewell.cancelled(), if !is_leaving => {
-                    // The relay offers nothing more here; what runs goes on.
+                    // Nothing is offered any more; the session stays, so that later legs of what runs find us.
                     is_leaving = true;
-                    let told = writer.write(Message::Drain(Drain::default()).encode()).await;
-                    told.map_err(Reason::from)
+                    send_offers(side, writer, offered, BTreeSet::new()).await
                 }
                 Ok(()) = offers.changed(), if !is_leaving => {
                     let wanted = offers.borrow_and_update().clone();

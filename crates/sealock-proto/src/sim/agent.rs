@@ -135,6 +135,7 @@ impl World {
             kind: SessionKind::Full,
             software: "0.1.0".into(),
             voucher: None,
+            region: None,
         });
         self.send(session, true, Body::Control(hello.encode()));
         Ok(())

@@ -13,8 +13,8 @@ use crate::stream::Epoch;
 
 use super::{
     CERTIFICATE_LIMIT, CHAIN_LIMIT, DecodeError, Drain, Forward, Hello, Incoming, Message, Open,
-    PRESENCE_LIMIT, Presence, SERVICES_LIMIT, SUCCESSORS_LIMIT, Services, SessionKind, StreamId,
-    Voucher, Welcome,
+    PRESENCE_LIMIT, Presence, Present, SERVICES_LIMIT, SUCCESSORS_LIMIT, Services, SessionKind,
+    StreamId, Voucher, Welcome,
 };
 
 const HELLO: u8 = 0x01;
@@ -52,6 +52,8 @@ struct HelloBody {
     caller_only: bool,
     #[prost(message, optional, tag = "5")]
     voucher: Option<VoucherBody>,
+    #[prost(string, tag = "6")]
+    region: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,19 +77,21 @@ struct ForwardBody {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct AgentBody {
+struct PresentBody {
     #[prost(string, tag = "1")]
     tenant: String,
     #[prost(string, tag = "2")]
     name: String,
+    #[prost(string, tag = "3")]
+    offers: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct PresenceBody {
     #[prost(message, repeated, tag = "1")]
-    here: Vec<AgentBody>,
+    here: Vec<PresentBody>,
     #[prost(message, repeated, tag = "2")]
-    gone: Vec<AgentBody>,
+    gone: Vec<PresentBody>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -142,6 +146,11 @@ pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
                 software: hello.software.clone(),
                 caller_only: hello.kind == SessionKind::CallerOnly,
                 voucher: hello.voucher.as_ref().map(voucher),
+                region: hello
+                    .region
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
             }
             .encode_to_vec(),
         ),
@@ -172,8 +181,8 @@ pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
         Message::Presence(presence) => (
             PRESENCE,
             PresenceBody {
-                here: presence.here.iter().map(agent).collect(),
-                gone: presence.gone.iter().map(agent).collect(),
+                here: presence.here.iter().map(present).collect(),
+                gone: presence.gone.iter().map(present).collect(),
             }
             .encode_to_vec(),
         ),
@@ -218,10 +227,15 @@ fn voucher(voucher: &Voucher) -> VoucherBody {
     }
 }
 
-fn agent(agent: &AgentId) -> AgentBody {
-    AgentBody {
-        tenant: agent.tenant.as_str().to_owned(),
-        name: agent.name.as_str().to_owned(),
+fn present(present: &Present) -> PresentBody {
+    PresentBody {
+        tenant: present.agent.tenant.as_str().to_owned(),
+        name: present.agent.name.as_str().to_owned(),
+        offers: present
+            .offers
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     }
 }
 
@@ -264,7 +278,12 @@ pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Message, DecodeError> {
         BYE => Message::Bye(Reason::from_number(fields.number(body)?)),
         OPEN => {
             let body: StreamBody = fields.body(body)?;
-            Message::Open(fields.open(&body)?)
+            let open = fields.open(&body)?;
+            // An agent has no say in who takes a first leg.
+            if open.provider.is_some() && open.epoch == Epoch::FIRST {
+                return Err(fields.invalid("provider"));
+            }
+            Message::Open(open)
         }
         INCOMING => {
             let body: StreamBody = fields.body(body)?;
@@ -319,6 +338,18 @@ impl Fields {
         text.parse().map_err(|_| self.invalid(field))
     }
 
+    /// No text is no name.
+    fn optional<N: FromStr>(
+        self,
+        field: &'static str,
+        text: &str,
+    ) -> Result<Option<N>, DecodeError> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        self.name(field, text).map(Some)
+    }
+
     fn sixteen(self, field: &'static str, bytes: &[u8]) -> Result<[u8; 16], DecodeError> {
         bytes.try_into().map_err(|_| self.invalid(field))
     }
@@ -341,6 +372,7 @@ impl Fields {
             kind,
             software: body.software,
             voucher: body.voucher.map(|body| self.voucher(body)).transpose()?,
+            region: self.optional("region", &body.region)?,
         })
     }
 
@@ -370,10 +402,13 @@ impl Fields {
         })
     }
 
-    fn agent(self, body: &AgentBody) -> Result<AgentId, DecodeError> {
-        Ok(AgentId {
-            tenant: self.name("tenant", &body.tenant)?,
-            name: self.name("name", &body.name)?,
+    fn present(self, body: &PresentBody) -> Result<Present, DecodeError> {
+        Ok(Present {
+            agent: AgentId {
+                tenant: self.name("tenant", &body.tenant)?,
+                name: self.name("name", &body.name)?,
+            },
+            offers: self.optional("offers", &body.offers)?,
         })
     }
 
@@ -382,8 +417,8 @@ impl Fields {
         if body.here.len() + body.gone.len() > PRESENCE_LIMIT {
             return Err(self.invalid("agents"));
         }
-        let read = |list: &[AgentBody]| -> Result<Vec<AgentId>, DecodeError> {
-            list.iter().map(|body| self.agent(body)).collect()
+        let read = |list: &[PresentBody]| -> Result<Vec<Present>, DecodeError> {
+            list.iter().map(|body| self.present(body)).collect()
         };
         Ok(Presence {
             here: read(&body.here)?,
@@ -421,12 +456,9 @@ impl Fields {
 
     fn open(self, body: &StreamBody) -> Result<Open, DecodeError> {
         let (stream, epoch, service) = self.stream(body)?;
-        let provider = match body.provider.as_str() {
-            "" => None,
-            name => Some(self.name("provider", name)?),
-        };
-        // A first leg goes to whoever provides; a later one to nobody but the one who holds the other end.
-        if provider.is_some() == (epoch == Epoch::FIRST) {
+        let provider = self.optional("provider", &body.provider)?;
+        // A later leg goes to nobody but the one who holds the other end.
+        if provider.is_none() && epoch > Epoch::FIRST {
             return Err(self.invalid("provider"));
         }
         Ok(Open {

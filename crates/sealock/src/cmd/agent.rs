@@ -38,6 +38,9 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
             target: offer.target.clone(),
             labels: offer.labels.clone(),
             check: offer.check.clone(),
+            weight: offer.weight,
+            standby: offer.standby,
+            sticky: offer.sticky,
         };
         // The configuration holds each name once, and nobody else could offer yet.
         if !agent.offer(new) {

@@ -1,7 +1,8 @@
 //! `sealock service`: who provides what.
 
 use sealock_core::api::default_tenant;
-use sealock_core::api::service::{List, ListRequest, Remove, RemoveRequest};
+use sealock_core::api::service::{List, ListRequest, ProviderRow, Remove, RemoveRequest};
+use sealock_core::choice::Weight;
 
 use super::ask;
 use crate::cli::{Common, Json, ServiceVerb};
@@ -39,12 +40,18 @@ async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
             .labels
             .iter()
             .map(|(key, value)| format!("{key}={value}"));
-        let providers = service.providers.iter().map(|provider| {
-            let state = if provider.live { "" } else { " (away)" };
-            format!("{}{state}", provider.agent)
-        });
+        let providers = service
+            .providers
+            .iter()
+            .map(|provider| format!("{}{}", provider.agent, remarks(provider)));
+        let name = &service.name;
+        let name = if service.sticky {
+            format!("{name} (sticky)")
+        } else {
+            name.to_string()
+        };
         vec![
-            service.name.to_string(),
+            name,
             print::list(providers),
             service.owner.to_string(),
             print::list(labels),
@@ -56,4 +63,22 @@ async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
         "no service is exposed; `sealock expose PORT --as NAME` on a machine that joined offers one",
     );
     Ok(())
+}
+
+/// What is special about a provider: how it wants to be chosen, and whether it is away.
+fn remarks(provider: &ProviderRow) -> String {
+    let terms = &provider.terms;
+    let weight = (terms.weight != Weight::default()).then(|| format!("weight {}", terms.weight));
+    let standby = terms.standby.then(|| "standby".to_owned());
+    let region = terms.region.as_ref().map(|region| format!("in {region}"));
+    let away = (!provider.live).then(|| "away".to_owned());
+    let remarks: Vec<String> = [weight, standby, region, away]
+        .into_iter()
+        .flatten()
+        .collect();
+    if remarks.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", remarks.join(", "))
+    }
 }

@@ -110,6 +110,24 @@ fn a_second_expose_uses_the_first_ones_agent_and_takes_its_place_when_it_ends() 
 }
 
 #[test]
+fn the_list_of_services_tells_how_each_provider_wants_to_be_chosen() {
+    let deployment = Deployment::start(&[]);
+    let provider = deployment.state("provider");
+    let agent = Running::start(&provider, &["agent"]);
+    agent.wait_for("runs");
+    let target = echo_server().to_string();
+    let expose = ["expose", &target, "--as", "echo", "--detach"];
+    let terms = ["--weight", "3", "--standby", "--sticky"];
+    let (code, _, err) = run(&provider, &[&expose[..], &terms[..]].concat());
+    assert_eq!(code, 0, "{err}");
+    let (_, out, _) = deployment.admin(&["service", "list"]);
+    assert!(out.contains("echo (sticky)"), "{out}");
+    assert!(out.contains("provider (weight 3, standby)"), "{out}");
+    let (code, _, err) = run(&provider, &[&expose[..], &["--weight", "0"]].concat());
+    assert!(code != 0 && err.contains("1 to 256"), "{code} {err}");
+}
+
+#[test]
 fn a_running_agent_takes_expose_and_connect_and_keeps_them_when_detached() {
     let deployment = Deployment::start(&[]);
     let provider = deployment.state("provider");

@@ -2,6 +2,7 @@
 
 mod audited;
 mod bounds;
+mod choice;
 mod deployment;
 mod door;
 mod evil_peer;

@@ -17,10 +17,11 @@ use sealock_proto::wire::SessionKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::deployment::{Deployment, READY, address, any_port, serve};
+use crate::deployment::{Deployment, READY, address, any_port, exchange, serve};
+use crate::several_relays::{LONG_DRAIN, say, spawned};
 
 /// Answers every connection with one letter, and then with what it hears.
-async fn lettered(tasks: &Scope, letter: u8) -> Result<Target> {
+pub(crate) async fn lettered(tasks: &Scope, letter: u8) -> Result<Target> {
     serve(tasks, move |mut stream: TcpStream| async move {
         if stream.write_all(&[letter]).await.is_ok() {
             let (mut reader, mut writer) = stream.split();
@@ -47,24 +48,19 @@ async fn health_page(tasks: &Scope, well: &Arc<AtomicBool>) -> Result<Target> {
     .await
 }
 
-fn offer(target: Target) -> Result<NewOffer> {
-    Ok(NewOffer {
-        service: "letter".parse()?,
-        target,
-        labels: Default::default(),
-        check: None,
-    })
+pub(crate) fn offer(target: Target) -> Result<NewOffer> {
+    Ok(NewOffer::new("letter".parse()?, target))
 }
 
 /// Opens the service and tells who answered.
-async fn who(listen: SocketAddr) -> Result<(u8, TcpStream)> {
+pub(crate) async fn who(listen: SocketAddr) -> Result<(u8, TcpStream)> {
     let mut stream = TcpStream::connect(listen).await?;
     let letter = stream.read_u8().await?;
     Ok((letter, stream))
 }
 
 /// Who answers `count` opens, one after another; each one's end is awaited.
-async fn answers(listen: SocketAddr, count: usize) -> Result<String> {
+pub(crate) async fn answers(listen: SocketAddr, count: usize) -> Result<String> {
     let mut answers = String::new();
     for _ in 0..count {
         let (letter, stream) = who(listen).await?;
@@ -75,7 +71,7 @@ async fn answers(listen: SocketAddr, count: usize) -> Result<String> {
 }
 
 /// Repeats opens until they are answered as `wanted` says.
-async fn until(listen: SocketAddr, wanted: impl Fn(&str) -> bool) -> Result<()> {
+pub(crate) async fn until(listen: SocketAddr, wanted: impl Fn(&str) -> bool) -> Result<()> {
     let look = async {
         loop {
             if answers(listen, 4).await.is_ok_and(|found| wanted(&found)) {
@@ -89,12 +85,12 @@ async fn until(listen: SocketAddr, wanted: impl Fn(&str) -> bool) -> Result<()> 
         .context("the answers never came as wanted")
 }
 
-async fn listen_for(caller: &AgentHandle) -> Result<SocketAddr> {
+pub(crate) async fn listen_for(caller: &AgentHandle) -> Result<SocketAddr> {
     address(&caller.connect("letter".parse()?, &any_port()).await?)
 }
 
 /// The deployment, two providers and a caller.
-async fn cast() -> Result<(Deployment, [AgentHandle; 2], AgentHandle)> {
+pub(crate) async fn cast() -> Result<(Deployment, [AgentHandle; 2], AgentHandle)> {
     let deployment = Deployment::start(Starter::Open).await?;
     // The first to register a name owns it; others need a rule.
     let rule = policy::AddRequest {
@@ -183,6 +179,174 @@ async fn new_flows_go_to_the_least_loaded_provider() -> Result<()> {
         assert_eq!(letter, b'b');
         kept.push((letter, stream));
     }
+    deployment.stop().await;
+    Ok(())
+}
+
+/// Answers as an HTTP server whose one page is a letter, and which is well while `well` says so.
+async fn lettered_page(tasks: &Scope, letter: char, well: &Arc<AtomicBool>) -> Result<Target> {
+    let well = Arc::clone(well);
+    serve(tasks, move |mut stream: TcpStream| {
+        let status = if well.load(Ordering::Relaxed) {
+            "200 Fine"
+        } else {
+            "503 Ill"
+        };
+        async move {
+            let mut request = [0; 512];
+            if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                let answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\n\r\n{letter}");
+                let _told = stream.write_all(answer.as_bytes()).await;
+            }
+        }
+    })
+    .await
+}
+
+/// A check that follows the program's state at once.
+fn prompt_check(probe: Probe) -> Check {
+    Check {
+        interval: Duration::from_millis(100),
+        rise: 1,
+        fall: 1,
+        ..Check::new(probe)
+    }
+}
+
+/// Asks for the page and tells its letter.
+async fn page(listen: SocketAddr) -> Result<char> {
+    let answer = exchange(listen, b"GET / HTTP/1.1\r\nHost: letter\r\n\r\n").await?;
+    answer
+        .last()
+        .map(|byte| char::from(*byte))
+        .context("no answer")
+}
+
+/// Repeats asking until `count` answers in a row are this letter.
+async fn until_page(listen: SocketAddr, letter: char, count: usize) -> Result<()> {
+    let look = async {
+        let mut found = 0;
+        while found < count {
+            if page(listen).await.is_ok_and(|answer| answer == letter) {
+                found += 1;
+            } else {
+                found = 0;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    tokio::time::timeout(READY, look)
+        .await
+        .with_context(|| format!("`{letter}` never answered {count} times in a row"))
+}
+
+// D2: an HTTP check asks the program itself, and what it answers decides who gets new flows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http_check_takes_a_provider_out_and_brings_it_back() -> Result<()> {
+    let tasks = Scope::new("test");
+    let (deployment, [first, second], caller) = cast().await?;
+    let well = Arc::new(AtomicBool::new(true));
+    let check = prompt_check("http:/health".parse()?);
+    let checked = NewOffer {
+        check: Some(check),
+        ..offer(lettered_page(&tasks, 'a', &well).await?)?
+    };
+    // The other one serves only while the checked one does not: so each answer tells what relays were told.
+    let standby = NewOffer {
+        standby: true,
+        ..offer(lettered_page(&tasks, 'b', &Arc::new(AtomicBool::new(true))).await?)?
+    };
+    assert!(first.offer(checked));
+    let listen = listen_for(&caller).await?;
+    until_page(listen, 'a', 1).await?;
+    assert!(second.offer(standby));
+    deployment.registered("letter").await?;
+    well.store(false, Ordering::Relaxed);
+    until_page(listen, 'b', 10).await?;
+    well.store(true, Ordering::Relaxed);
+    until_page(listen, 'a', 10).await?;
+    deployment.stop().await;
+    Ok(())
+}
+
+// D2: a TCP check follows whether the program listens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tcp_check_takes_a_provider_out_and_brings_it_back() -> Result<()> {
+    let (tasks, program) = (Scope::new("test"), Scope::new("program"));
+    let (deployment, [first, second], caller) = cast().await?;
+    let well = Arc::new(AtomicBool::new(true));
+    let target = lettered_page(&program, 'a', &well).await?;
+    let at = address(&target)?;
+    let checked = NewOffer {
+        check: Some(prompt_check(Probe::Tcp)),
+        ..offer(target)?
+    };
+    let standby = NewOffer {
+        standby: true,
+        ..offer(lettered_page(&tasks, 'b', &well).await?)?
+    };
+    assert!(first.offer(checked));
+    let listen = listen_for(&caller).await?;
+    until_page(listen, 'a', 1).await?;
+    assert!(second.offer(standby));
+    program.shutdown(Duration::ZERO).await;
+    until_page(listen, 'b', 10).await?;
+    let again = tokio::net::TcpListener::bind(at).await?;
+    tasks.spawn("program again", async move {
+        while let Ok((mut stream, _)) = again.accept().await {
+            let mut request = [0; 512];
+            if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                let _told = stream.write_all(b"a").await;
+            }
+        }
+    });
+    until_page(listen, 'a', 10).await?;
+    deployment.stop().await;
+    Ok(())
+}
+
+/// Opens one flow after another, each with a round trip, until it is told to stop; tells how many there were.
+async fn steady_opens(listen: SocketAddr, stop: Arc<AtomicBool>) -> Result<usize> {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let (_letter, mut stream) = who(listen)
+            .await
+            .with_context(|| format!("open {count} failed"))?;
+        stream.write_all(b"x").await?;
+        anyhow::ensure!(stream.read_u8().await? == b'x', "open {count} has no echo");
+        count += 1;
+    }
+    Ok(count)
+}
+
+// D2, K2: one of two providers is drained under a steady stream of opens: none fails, and what runs at it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_is_drained_under_opens_and_none_fails() -> Result<()> {
+    let tasks = Scope::new("test");
+    let (deployment, [first, second], caller) = cast().await?;
+    assert!(first.offer(offer(lettered(&tasks, b'a').await?)?));
+    let listen = listen_for(&caller).await?;
+    until(listen, |found| found == "aaaa").await?;
+    let (_, mut kept) = who(listen).await?;
+    assert!(second.offer(offer(lettered(&tasks, b'b').await?)?));
+    until(listen, |found| found.contains('b')).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let opens = std::iter::repeat_with(|| steady_opens(listen, Arc::clone(&stop))).take(4);
+    let opens = futures_util::future::try_join_all(opens);
+    let drain = async {
+        let ended = spawned(&tasks, first.drain(LONG_DRAIN));
+        until(listen, |found| found == "bbbb").await?;
+        say(&mut kept, b"still at the one that drains").await?;
+        drop(kept);
+        tokio::time::timeout(READY, ended).await??;
+        until(listen, |found| found == "bbbb").await?;
+        stop.store(true, Ordering::Relaxed);
+        anyhow::Ok(())
+    };
+    let (counts, drained) = tokio::join!(opens, drain);
+    drained?;
+    let counts = counts?;
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     deployment.stop().await;
     Ok(())
 }

@@ -16,7 +16,7 @@ use sealock_net::tls;
 use sealock_net::tls::voucher::vouch;
 use sealock_net::transport::BiStream;
 use sealock_proto::stream::Epoch;
-use sealock_proto::wire::{Forward, Message, Open, Presence, SessionKind, StreamId};
+use sealock_proto::wire::{Forward, Message, Open, Presence, Present, SessionKind, StreamId};
 use sealock_relay::RelayHandle;
 
 use crate::deployment::{
@@ -37,7 +37,7 @@ fn listed(name: &str, relay: &RelayHandle) -> Result<Relay> {
 }
 
 /// Two relays that know each other, each connected to the other.
-async fn neighbours(world: &World) -> Result<[RelayHandle; 2]> {
+pub(crate) async fn neighbours(world: &World) -> Result<[RelayHandle; 2]> {
     let relays = [
         world.relay_called("relay-1", free_udp_port()?).await?,
         world.relay_called("relay-2", free_udp_port()?).await?,
@@ -246,7 +246,12 @@ async fn a_compromised_relay_cannot_call_as_an_agent_that_did_not_vouch_for_it()
         .split_once('/')
         .map(agent_id)
         .context("an id")??;
-    assert_eq!(evil.presence().await?.here, [provider]);
+    let told = |offers| Present {
+        agent: provider.clone(),
+        offers,
+    };
+    let here = [told(None), told(Some("echo".parse()?))];
+    assert_eq!(evil.presence().await?.here, here);
 
     let caller = world.svid("default/agent/caller")?;
     let mallory = world.svid("default/agent/mallory")?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use sealock_agent::AgentHandle;
 use sealock_core::address::HostPort;
 use sealock_core::identity::Role;
+use sealock_core::reason::Reason;
 use sealock_net::identity::IdentityDir;
 use sealock_net::join;
 use sealock_net::task::Scope;
@@ -18,8 +19,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::deployment::{
-    DAY, Deployment, READY, address, any_port, eventually, exchange, expose_echo, free_udp_port,
-    token,
+    DAY, Deployment, READY, address, any_port, echo_between, eventually, exchange, expose_echo,
+    free_udp_port, token,
 };
 use crate::world::{RelayLimits, World, until};
 
@@ -57,7 +58,11 @@ impl World {
 }
 
 /// A relay where another one was: its socket is free when the last of its connections is.
-async fn relay_again(world: &World, name: &'static str, listen: SocketAddr) -> Result<RelayHandle> {
+pub(crate) async fn relay_again(
+    world: &World,
+    name: &'static str,
+    listen: SocketAddr,
+) -> Result<RelayHandle> {
     let again = async {
         loop {
             match world.relay_called(name, listen).await {
@@ -227,7 +232,7 @@ async fn a_relay_that_drains_keeps_its_flows_and_takes_no_new_ones() -> Result<(
 }
 
 /// Runs in the background; the receiver hears of the end.
-fn spawned(
+pub(crate) fn spawned(
     tasks: &Scope,
     work: impl Future<Output = ()> + Send + 'static,
 ) -> tokio::sync::oneshot::Receiver<()> {
@@ -239,7 +244,7 @@ fn spawned(
     ended
 }
 
-async fn say(stream: &mut TcpStream, word: &[u8]) -> Result<()> {
+pub(crate) async fn say(stream: &mut TcpStream, word: &[u8]) -> Result<()> {
     stream.write_all(word).await?;
     let mut answer = vec![0; word.len()];
     tokio::time::timeout(READY, stream.read_exact(&mut answer)).await??;
@@ -274,6 +279,32 @@ async fn an_agent_that_drains_waits_for_its_flows_and_resets_what_remains() -> R
     Ok(())
 }
 
+// K2, B1: a provider that drains takes no new flows, and its streams are taken up again after a loss all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_a_provider_that_drains_outlives_a_restart_of_its_relay() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let relay = world.relay().await?;
+    let at = relay.listen;
+    let provider = world.agent("provider", SessionKind::Full, at).await?;
+    let caller = world.agent("caller", SessionKind::Full, at).await?;
+    let listen = echo_between(&provider, &caller, &tasks).await?;
+    let mut stream = TcpStream::connect(listen).await?;
+    say(&mut stream, b"before").await?;
+    let mut draining = spawned(&tasks, provider.drain(LONG_DRAIN));
+    holds(&relay, "provider", 0).await?;
+    say(&mut stream, b"during").await?;
+    relay.stop().await;
+    let relay = relay_again(&world, RELAYS[0], at).await?;
+    say(&mut stream, b"on another leg").await?;
+    holds(&relay, "provider", 0).await?;
+    assert_eq!(caller.stdio("echo".parse()?).await, Reason::NoProvider);
+    assert!(draining.try_recv().is_err(), "it waits for the stream");
+    drop(stream);
+    tokio::time::timeout(READY, draining).await??;
+    Ok(())
+}
+
 // A8: a relay that joined later is found without joining again, and still known when the controller is away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_was_added_later_is_found_and_kept() -> Result<()> {
@@ -284,13 +315,18 @@ async fn a_relay_that_was_added_later_is_found_and_kept() -> Result<()> {
     holds(&deployment.relay, "provider", 1).await?;
     let second = second_relay(&deployment).await?;
     holds(&second, "provider", 1).await?;
-    let known = deployment.relay.relays.current();
-    let names: Vec<_> = known.iter().map(|relay| relay.name.as_str()).collect();
-    assert_eq!(names, ["relay-1", "relay-2"]);
-    assert_eq!(
-        known[1].region.as_ref().map(|region| region.as_str()),
-        Some("there")
-    );
+    let told = || {
+        let known = deployment.relay.relays.current();
+        let told = known.iter().map(|relay| {
+            let region = relay.region.as_ref();
+            (relay.name.to_string(), region.map(ToString::to_string))
+        });
+        told.collect::<Vec<_>>()
+    };
+    // A relay's region comes with its own watch, a moment after its name.
+    let both = [("relay-1", None), ("relay-2", Some("there"))];
+    let both = both.map(|(name, region)| (name.to_owned(), region.map(str::to_owned)));
+    until("both relays are told", READY, || told() == both).await?;
     // The agent comes back with the old token's relay gone: it knows the other one from its disk.
     provider.stop().await;
     let Deployment { state, relay, .. } = &deployment;

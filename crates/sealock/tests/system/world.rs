@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, SignatureScheme};
 use sealock_agent::{AgentConfig, AgentHandle};
 use sealock_core::address::HostPort;
+use sealock_core::choice::Terms;
 use sealock_core::identity::{AgentId, Role};
 use sealock_core::view::{Agent, Entries, Entry, Head, Revoked, Service, ViewVersion};
 use sealock_net::e2e::Call;
@@ -82,11 +83,22 @@ impl World {
     }
 
     pub(crate) fn provide(&mut self, service: &str, providers: &[&str]) -> Result<()> {
-        let providers: Result<_, _> = providers.iter().map(|name| name.parse()).collect();
+        let usual: Vec<_> = providers
+            .iter()
+            .map(|name| (*name, Terms::default()))
+            .collect();
+        self.provide_on(service, &usual)
+    }
+
+    /// The same, each provider on terms of its own.
+    pub(crate) fn provide_on(&mut self, service: &str, providers: &[(&str, Terms)]) -> Result<()> {
+        let read = |(name, terms): &(&str, Terms)| Ok((name.parse()?, terms.clone()));
+        let providers: Result<_> = providers.iter().map(read).collect();
         self.entries.put_entry(&Entry::Service(Service {
             name: service.parse()?,
             providers: providers?,
             labels: BTreeMap::new(),
+            sticky: false,
         }));
         Ok(())
     }
@@ -346,6 +358,7 @@ pub(crate) fn hello(kind: SessionKind, instance: [u8; 16]) -> Message {
         kind,
         software: "test".to_owned(),
         voucher: None,
+        region: None,
     })
 }
 

@@ -189,8 +189,8 @@ pub(super) async fn until(
     kinds
 }
 
-pub(super) fn services(names: &[&str]) -> BTreeMap<ServiceName, BTreeMap<String, String>> {
-    let service = |name: &&str| (name.parse().expect("canonical"), BTreeMap::new());
+pub(super) fn services(names: &[&str]) -> BTreeMap<ServiceName, Offering> {
+    let service = |name: &&str| (name.parse().expect("canonical"), Offering::default());
     names.iter().map(service).collect()
 }
 

@@ -49,6 +49,10 @@ const FIELDS: &[(&str, &str, Holds)] = &[
     ("WatchRequest", "region", Holds::NoName),
     ("Offer", "name", Holds::Name(Named::Service)),
     ("Offer", "labels", Holds::NoName),
+    ("Offer", "weight", Holds::NoName),
+    ("Offer", "standby", Holds::NoName),
+    ("Offer", "region", Holds::NoName),
+    ("Offer", "sticky", Holds::NoName),
     ("RegisterRequest", "generation", Holds::NoName),
     ("RegisterRequest", "services", Holds::Message),
     ("UnregisterRequest", "generation", Holds::NoName),
@@ -253,7 +257,7 @@ impl Tenants {
             ("Offer", "name") => {
                 let offer = proto::Offer {
                     name,
-                    labels: Default::default(),
+                    ..proto::Offer::default()
                 };
                 let request = proto::RegisterRequest {
                     generation: 1,

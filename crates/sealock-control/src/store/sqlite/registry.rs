@@ -9,7 +9,7 @@ use sealock_core::identity::{AgentId, Principal};
 use sealock_core::name::{AgentName, ServiceName, TenantName};
 use sealock_core::policy::Rule;
 use sealock_core::reason::Reason;
-use sealock_core::view::{Agent, ViewVersion};
+use sealock_core::view::{Agent, Offering, ViewVersion};
 use serde_json::json;
 use sqlx::sqlite::SqliteConnection;
 
@@ -99,11 +99,11 @@ pub(super) async fn register(
     let mut answers = BTreeMap::new();
     let mut acts = Vec::new();
     let mut changed = false;
-    for (service, labels) in &registration.services {
+    for (service, offering) in &registration.services {
         let offer = Offer {
             registration,
             service,
-            labels,
+            offering,
             generation,
         };
         let may = |service_labels: &BTreeMap<String, String>| {
@@ -145,7 +145,7 @@ fn generation(number: u64) -> Result<i64, StoreError> {
 struct Offer<'a> {
     registration: &'a Registration,
     service: &'a ServiceName,
-    labels: &'a BTreeMap<String, String>,
+    offering: &'a Offering,
     generation: i64,
 }
 
@@ -166,8 +166,9 @@ impl Offer<'_> {
         may_provide: &(dyn Fn(&BTreeMap<String, String>) -> bool + Sync),
     ) -> Result<Taken, StoreError> {
         let AgentId { tenant, name } = &self.registration.agent;
-        let known: Option<(i64,)> = sqlx::query_as(
-            "SELECT generation FROM registrations WHERE tenant = ? AND service = ? AND agent = ?",
+        let known: Option<(i64, String, bool)> = sqlx::query_as(
+            "SELECT generation, terms, sticky FROM registrations
+             WHERE tenant = ? AND service = ? AND agent = ?",
         )
         .bind(tenant.as_str())
         .bind(self.service.as_str())
@@ -180,10 +181,11 @@ impl Offer<'_> {
                 .bind(self.service.as_str())
                 .fetch_optional(&mut *connection)
                 .await?;
-        let labels = to_json(self.labels)?;
+        let labels = to_json(&self.offering.labels)?;
+        let terms = to_json(&self.offering.terms)?;
         let mut taken = match (&known, &service) {
             // A connection of an earlier start of the same agent: it may not shorten what the newer one holds.
-            (Some((newer,)), _) if *newer > self.generation => {
+            (Some((newer, ..)), _) if *newer > self.generation => {
                 return Ok(Taken::Refused(Reason::Superseded));
             }
             // The permission to share a name is judged each time: a lease is no way around policy.
@@ -193,8 +195,10 @@ impl Offer<'_> {
                 self.withdraw(connection, known.is_some()).await?;
                 return Ok(Taken::Refused(Reason::NameTaken));
             }
-            (Some(_), _) => Taken::Renewed,
-            (None, _) => Taken::Changed,
+            (Some((_, said, sticky)), _) if (said, *sticky) == (&terms, self.offering.sticky) => {
+                Taken::Renewed
+            }
+            (Some(_) | None, _) => Taken::Changed,
         };
         if service.is_none() {
             self.own(connection, &labels, now).await?;
@@ -211,7 +215,7 @@ impl Offer<'_> {
                 .await?;
             taken = Taken::Changed;
         }
-        self.keep(connection, now).await?;
+        self.keep(connection, &terms, now).await?;
         Ok(taken)
     }
 
@@ -236,11 +240,12 @@ impl Offer<'_> {
     async fn keep(
         &self,
         connection: &mut SqliteConnection,
+        terms: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO registrations VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT DO UPDATE SET generation = ?4, lease_ends = ?5",
+            "INSERT INTO registrations VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT DO UPDATE SET generation = ?4, lease_ends = ?5, terms = ?7, sticky = ?8",
         )
         .bind(self.registration.agent.tenant.as_str())
         .bind(self.service.as_str())
@@ -248,6 +253,8 @@ impl Offer<'_> {
         .bind(self.generation)
         .bind(to_ms(self.registration.lease_ends))
         .bind(to_ms(now))
+        .bind(terms)
+        .bind(self.offering.sticky)
         .execute(connection)
         .await?;
         Ok(())
@@ -364,31 +371,37 @@ pub(super) async fn services(
     now: Timestamp,
 ) -> Result<Vec<ServiceRow>, StoreError> {
     version(connection, tenant).await?;
-    let found: Vec<(String, String, i64)> = sqlx::query_as(
-        "SELECT service, agent, lease_ends FROM registrations WHERE tenant = ? ORDER BY agent",
+    let found: Vec<(String, String, i64, String)> = sqlx::query_as(
+        "SELECT service, agent, lease_ends, terms FROM registrations
+         WHERE tenant = ? ORDER BY agent",
     )
     .bind(tenant.as_str())
     .fetch_all(&mut *connection)
     .await?;
     let mut providers: BTreeMap<String, Vec<ProviderRow>> = BTreeMap::new();
-    for (service, agent, lease_ends) in found {
+    for (service, agent, lease_ends, terms) in found {
         providers.entry(service).or_default().push(ProviderRow {
             agent: name("agent name", &agent)?,
+            terms: from_json("terms", &terms)?,
             live: lease_ends > to_ms(now),
             lease_ends: from_ms(lease_ends)?,
         });
     }
-    let found: Vec<(String, String, String)> =
-        sqlx::query_as("SELECT name, owner, labels FROM services WHERE tenant = ? ORDER BY name")
-            .bind(tenant.as_str())
-            .fetch_all(connection)
-            .await?;
-    let row = |(service, owner, labels): (String, String, String)| {
+    let found: Vec<(String, String, String, bool)> = sqlx::query_as(
+        "SELECT s.name, s.owner, s.labels, r.sticky FROM services s
+         JOIN registrations r ON (r.tenant, r.service, r.agent) = (s.tenant, s.name, s.owner)
+         WHERE s.tenant = ? ORDER BY s.name",
+    )
+    .bind(tenant.as_str())
+    .fetch_all(connection)
+    .await?;
+    let row = |(service, owner, labels, sticky): (String, String, String, bool)| {
         Ok(ServiceRow {
             providers: providers.remove(&service).unwrap_or_default(),
             name: name("service name", &service)?,
             owner: name("agent name", &owner)?,
             labels: from_json("label", &labels)?,
+            sticky,
         })
     };
     found.into_iter().map(row).collect()

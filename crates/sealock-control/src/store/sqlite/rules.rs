@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sealock_core::api::policy::{ApplyResponse, Origin, RuleRow};
+use sealock_core::choice::Terms;
 use sealock_core::name::{AgentName, ServiceName, TenantName};
 use sealock_core::policy::{Rule, RuleId};
 use sealock_core::view::{Agent, Entries, Entry, Revoked, Service, ViewVersion};
@@ -106,26 +107,30 @@ async fn services(
     connection: &mut SqliteConnection,
     tenant: &TenantName,
 ) -> Result<Vec<Entry>, StoreError> {
-    let found: Vec<(String, String)> =
-        sqlx::query_as("SELECT service, agent FROM registrations WHERE tenant = ?")
+    let found: Vec<(String, String, String)> =
+        sqlx::query_as("SELECT service, agent, terms FROM registrations WHERE tenant = ?")
             .bind(tenant.as_str())
             .fetch_all(&mut *connection)
             .await?;
-    let mut providers: BTreeMap<String, BTreeSet<AgentName>> = BTreeMap::new();
-    for (service, agent) in found {
+    let mut providers: BTreeMap<String, BTreeMap<AgentName, Terms>> = BTreeMap::new();
+    for (service, agent, terms) in found {
         let of_service = providers.entry(service).or_default();
-        of_service.insert(name("agent name", &agent)?);
+        of_service.insert(name("agent name", &agent)?, from_json("terms", &terms)?);
     }
-    let found: Vec<(String, String)> =
-        sqlx::query_as("SELECT name, labels FROM services WHERE tenant = ?")
-            .bind(tenant.as_str())
-            .fetch_all(connection)
-            .await?;
-    let entry = |(service, labels): (String, String)| {
+    let found: Vec<(String, String, bool)> = sqlx::query_as(
+        "SELECT s.name, s.labels, r.sticky FROM services s
+         JOIN registrations r ON (r.tenant, r.service, r.agent) = (s.tenant, s.name, s.owner)
+         WHERE s.tenant = ?",
+    )
+    .bind(tenant.as_str())
+    .fetch_all(connection)
+    .await?;
+    let entry = |(service, labels, sticky): (String, String, bool)| {
         Ok(Entry::Service(Service {
             providers: providers.remove(&service).unwrap_or_default(),
             name: name::<ServiceName>("service name", &service)?,
             labels: from_json("label", &labels)?,
+            sticky,
         }))
     };
     found.into_iter().map(entry).collect()

@@ -85,6 +85,7 @@ battery! { Sqlite:
     a_revocation_leaves_the_view_when_its_certificate_has_ended
     renewal_needs_the_very_certificate_that_was_issued
     the_first_owns_a_name_and_another_needs_a_rule
+    every_provider_has_its_terms_and_the_owner_says_whether_callers_stay
     an_older_generation_changes_nothing
     a_generation_beyond_the_range_is_refused
     a_lease_that_ended_keeps_the_provider_in_the_view

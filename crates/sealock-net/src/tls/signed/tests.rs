@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::ExtendedKeyUsagePurpose;
+use sealock_core::choice::Terms;
 use sealock_core::view::{Entry, Service, ViewVersion};
 
 use super::*;
@@ -16,8 +17,9 @@ fn entries() -> Entries {
     for name in ["db", "web"] {
         entries.put_entry(&Entry::Service(Service {
             name: name.parse().expect("a name"),
-            providers: ["a".parse().expect("a name")].into(),
+            providers: [("a".parse().expect("a name"), Terms::default())].into(),
             labels: [("note".to_owned(), "ünïcode \"quoted\"\n".to_owned())].into(),
+            sticky: false,
         }));
     }
     entries

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use sealock_core::address::{HostPort, Target};
 use sealock_core::api::{Method, local, token};
+use sealock_core::choice::Weight;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_net::unix::UnixClient;
@@ -173,6 +174,9 @@ impl Agent {
             target: Target::Tcp(target.into()),
             check: None,
             labels: Default::default(),
+            weight: Weight::default(),
+            standby: false,
+            sticky: false,
             detached: true,
         };
         let mut events = self.socket().lines::<local::Expose>(&request).await?;

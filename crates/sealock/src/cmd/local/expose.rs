@@ -31,6 +31,9 @@ pub(crate) async fn run(common: &Common, flags: Expose) -> anyhow::Result<()> {
             .map(|label| (label.key().to_owned(), label.value().to_owned()))
             .collect(),
         check: flags.check(),
+        weight: flags.weight,
+        standby: flags.standby,
+        sticky: flags.sticky,
         detached: flags.detach,
     };
     let mut host = None;
