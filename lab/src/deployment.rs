@@ -22,6 +22,9 @@ pub const CONTROLLER_PORT: u16 = 7444;
 /// For a start, on a machine whose two cores others use as well.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+// Which events a program tells of.
+const LOG: &str = "RUST_LOG";
+
 /// The first relay's place on the public network.
 pub const RELAY_HOST: u8 = 11;
 /// The second relay's place, in a deployment that has one.
@@ -109,8 +112,11 @@ impl<'a> Machine<'a> {
         arguments: impl IntoIterator<Item = A>,
         ready: &str,
     ) -> Result<Node> {
-        // What it did stands in the log of a scene that failed.
-        let spec = self.spec(name, arguments)?.env("RUST_LOG", "info");
+        let mut spec = self.spec(name, arguments)?;
+        if !self.variables.iter().any(|(key, _)| key == LOG) {
+            // What it did stands in the log of a scene that failed.
+            spec = spec.env(LOG, "info");
+        }
         let mut node = self.lab.start(&self.namespace, spec)?;
         node.wait_for_line(ready, PATIENCE)?;
         Ok(node)

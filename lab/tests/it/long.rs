@@ -2,6 +2,7 @@
 
 mod certificates;
 mod detection;
+mod families;
 mod fleet;
 mod ladder;
 mod links;

@@ -139,6 +139,7 @@ impl Dialer {
         relay: &HostPort,
         transports: &[Transport],
     ) -> Result<Connection, DialError> {
+        tracing::debug!(%relay, "a dial begins");
         let mut race = Race::new(&self.ways, &self.tls, relay);
         let outcome = race.run(transports).await;
         let told = race.told();

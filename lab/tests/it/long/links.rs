@@ -171,7 +171,13 @@ fn two_minutes_of_flapping_end_exact() {
     const FLAPS: usize = 60;
     const SECONDS: usize = 2 * FLAPS;
     scene(Family::V4, |lab| {
-        let (mut carrying, mut wire) = Carrying::start(lab, |it| relay_wire(it, "delay 2ms"))?;
+        let (mut it, up) = Deployment::up(lab, Begin::Open)?;
+        let log = "info,sealock_net::session::dial=debug";
+        it.provider = it.provider.with_env("RUST_LOG", log);
+        it.consumer = it.consumer.with_env("RUST_LOG", log);
+        let mut wire = relay_wire(&it, "delay 2ms")?;
+        let carried = Carried::start(&it)?;
+        let mut carrying = Carrying { it, up, carried };
         let each = Transfer::both_ways(1, 40 * MIB).paced(MIB / 2);
         let load = carrying.load(1, 4, each)?;
         let before = dials(&carrying.carried);
@@ -181,6 +187,7 @@ fn two_minutes_of_flapping_end_exact() {
         let began = Instant::now();
         wire.change(&script.join(", "))?;
         wait::pause(Duration::from_secs(SECONDS as u64).saturating_sub(began.elapsed()));
+        ensure!(before.iter().all(|dials| *dials > 0), "dials are not told");
         for (after, before) in dials(&carrying.carried).into_iter().zip(before) {
             let made = after - before;
             say(&format!(
@@ -197,7 +204,7 @@ fn two_minutes_of_flapping_end_exact() {
 /// How often each agent has begun to dial a relay.
 fn dials(carried: &Carried) -> [usize; 2] {
     [&carried.exposed, &carried.connected]
-        .map(|node| node.stderr().matches("dialling the relay").count())
+        .map(|node| node.stderr().matches("a dial begins").count())
 }
 
 /// F22, idle: mappings die after 30 s of silence, and both agents have nothing to say for longer.

@@ -20,6 +20,9 @@ use crate::transport::{Settings, TransportKeys};
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
 pub(super) const IDLE: Duration = Duration::from_secs(10);
 
+/// As many datagrams as the kernel takes in one call.
+const BATCH: NonZeroUsize = NonZeroUsize::new(10).expect("ten");
+
 pub(super) struct Node {
     endpoint: Endpoint,
     client: ClientConfig,
@@ -134,8 +137,7 @@ impl Node {
                 }
             }
             let mut buffer = Vec::new();
-            while let Some(transmit) = connection.poll_transmit(now, NonZeroUsize::MIN, &mut buffer)
-            {
+            while let Some(transmit) = connection.poll_transmit(now, BATCH, &mut buffer) {
                 self.put(&transmit, &buffer);
                 buffer.clear();
             }

@@ -1,10 +1,14 @@
 //! Many seeds exact, alike when run twice, and each happening by itself with its bound of time.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use noq_proto::Event;
 
 use super::identity::Identities;
-use super::node::KEEP_ALIVE;
+use super::node::{KEEP_ALIVE, Node};
 use super::world::{Happening, Outcome, Plan, Rng, World};
+use crate::transport::TransportKeys;
 
 const SEEDS: u64 = 150;
 // 1 in so many runs twice.
@@ -166,5 +170,53 @@ fn a_handshake_ends_under_heavy_loss() {
         };
         let outcome = World::new(seed, plan, &identities).run().expect("exact");
         assert!(outcome.connections >= 1 && outcome.legs >= 1);
+    }
+}
+
+/// Two ends make a connection over a perfect network; says how many of them have it, and how many ACK_FREQUENCY frames
+/// they sent.
+fn shake_hands(identities: &Identities) -> (usize, u64) {
+    let address = |port| SocketAddr::from(([10, 0, 0, 1], port));
+    let keys = TransportKeys::generate();
+    let mut ends = [
+        (address(1), Node::new(identities, &keys, [1; 32], false)),
+        (address(2), Node::new(identities, &keys, [2; 32], true)),
+    ];
+    let (mut now, mut connected) = (Instant::now(), 0);
+    ends[0].1.connect(now, address(2));
+    for _ in 0..ROUNDS {
+        for at in 0..2 {
+            let (from, end) = &mut ends[at];
+            let from = *from;
+            for (_, event) in end.drive(now) {
+                connected += usize::from(matches!(event, Event::Connected));
+            }
+            for (_, bytes) in std::mem::take(&mut end.outbox) {
+                ends[1 - at].1.receive(now, from, &bytes);
+            }
+        }
+        now += Duration::from_millis(1);
+    }
+    let connections = ends
+        .iter_mut()
+        .flat_map(|(_, end)| end.connections.values_mut());
+    let asked = connections.map(|connection| connection.stats().frame_tx.ack_frequency);
+    (connected, asked.sum())
+}
+
+/// More than a handshake needs, and the first exchanges after it.
+const ROUNDS: usize = 12;
+
+/// Wherever the packets of 1 200 bytes end in what a handshake says, what follows fits. And nobody asks for fewer
+/// acknowledgements: the library writes that frame without asking whether it fits, which ended relays.
+#[test]
+fn handshakes_of_every_length_fit_their_packets_and_ask_for_no_fewer_acknowledgements() {
+    // The shortest packet that the library puts behind another takes 87 bytes.
+    for padding in (0..1_200).step_by(8) {
+        assert_eq!(
+            shake_hands(&Identities::padded(padding)),
+            (2, 0),
+            "certificates longer by {padding} bytes"
+        );
     }
 }
