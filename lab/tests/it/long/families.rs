@@ -16,7 +16,7 @@ use crate::links::SOON;
 const AROUND: Duration = Duration::from_secs(1);
 /// Given to the system as `/etc/hosts` of one program alone.
 const WITH_HOSTS: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-const RELAY: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 11);
+const RELAY: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0x11);
 
 #[test]
 fn an_agent_whose_ipv6_leads_nowhere_has_a_session_over_ipv4_within_a_second() {
