@@ -41,7 +41,7 @@ advisories: setup-lint ## ask the RustSec database about our dependencies (needs
 lab: setup-lab ## the tests in network namespaces alone, with the long scenes that `make test` leaves out
 	@scripts/in-lab.sh true
 	cargo build --workspace --all-targets
-	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace --profile lab -E 'package(lab) or test(/^long::/)'
+	SEALOCK_BIN=$(SEALOCK_BIN) scripts/in-lab.sh cargo nextest run --workspace --profile lab -E 'package(lab) or test(/(^|::)long::/)'
 
 sim: setup-build ## the long set of simulated runs: a million seeds each, and a planted defect that must be found
 	SIM_SEEDS=$(SIM_SEEDS) cargo nextest run -p sealock-proto --profile lab -E 'test(/sim::/)'

@@ -16,6 +16,10 @@ use crate::identity::testing::{Leaf, SOON, TestCa};
 use crate::identity::{IdentityStore, TrustStore};
 use crate::task::Scope;
 use crate::tls::{self, alpn};
+use fairness::bulk_streams_of_one_connection_get_like_shares;
+
+mod fairness;
+mod paths;
 
 /// Both ends of one carrier.
 struct Net {
@@ -610,128 +614,26 @@ battery!(
     an_endpoint_that_closes_tells_its_peers_and_accepts_nobody,
     an_agent_that_is_not_accepted_learns_why_before_it_believes_to_be_connected,
     silence_ends_a_connection_and_keep_alives_keep_it,
+    bulk_streams_of_one_connection_get_like_shares,
 );
 
 mod long {
-    use super::*;
-
-    // The long set: `cargo nextest run -p sealock-net --run-ignored only`.
-    #[tokio::test]
-    #[ignore = "a minute for each carrier in an unoptimised build"]
-    async fn ten_thousand_streams_at_once_each_get_their_own_bytes() {
-        for transport in Transport::ALL {
-            many(*transport, 10_000).await;
-        }
-    }
-}
-
-/// A TCP connection that goes through here, and that can be cut, or stopped from passing anything on.
-async fn between(
-    scope: &Scope,
-    target: SocketAddr,
-    passes: tokio::sync::watch::Receiver<Way>,
-) -> SocketAddr {
-    let listener = TcpListener::bind(LOOPBACK).await.expect("a port");
-    let address = listener.local_addr().expect("bound");
-    scope.spawn("between", async move {
-        let (near, _) = listener.accept().await.expect("accepted");
-        let far = TcpStream::connect(target).await.expect("connected");
-        let (mut near_reader, mut near_writer) = near.into_split();
-        let (mut far_reader, mut far_writer) = far.into_split();
-        let mut cut = passes.clone();
-        tokio::select! { // order is free: all end in the same
-            () = pass(&mut near_reader, &mut far_writer, passes.clone()) => {}
-            () = pass(&mut far_reader, &mut near_writer, passes) => {}
-            _ = cut.wait_for(|way| *way == Way::Cut) => {}
-        }
-    });
-    address
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Open,
-    /// Takes everything and passes nothing on.
-    Swallows,
-    Cut,
-}
-
-async fn pass(
-    from: &mut tokio::net::tcp::OwnedReadHalf,
-    to: &mut tokio::net::tcp::OwnedWriteHalf,
-    way: tokio::sync::watch::Receiver<Way>,
-) {
-    let mut piece = [0; 16 * 1024];
-    while let Ok(length) = from.read(&mut piece).await {
-        if length == 0 && *way.borrow() == Way::Swallows {
-            std::future::pending::<()>().await; // an end is swallowed too
-        }
-        if length == 0 {
-            return;
-        }
-        if *way.borrow() == Way::Open && to.write_all(&piece[..length]).await.is_err() {
-            return;
-        }
-    }
-}
-
-// K3, F07: what the network does is never an end of a stream.
-#[tokio::test]
-async fn a_cut_tcp_connection_is_an_error_and_never_an_end() {
-    for transport in [Transport::Tls, Transport::Websocket] {
-        let net = Net::new(transport, Settings::default());
-        let scope = Scope::new("test");
-        let (tell, way) = tokio::sync::watch::channel(Way::Open);
-        let address = between(&scope, net.address, way).await;
-        let tls = tls::relay_client(&net.agent, &net.trust);
-        let (near, far) = tokio::join!(net.dial_at(address, tls), net.welcome());
-        let (near, far) = (near.expect("connected"), far.expect("welcomed"));
-        let (mut opened, mut accepted) = stream(&near, &far).await;
-        tell.send_replace(Way::Cut);
-        assert_eq!(in_time(near.closed()).await, Lost::Cut);
-        assert_eq!(in_time(far.closed()).await, Lost::Cut);
-        for recv in [&mut opened.recv, &mut accepted.recv] {
-            assert_eq!(recv.read_chunk(1).await, Err(ReadError::Lost(Lost::Cut)));
-        }
-        assert_eq!(Lost::Cut.reason(), Reason::SessionLost);
-    }
-}
-
-// A path that takes every write and brings nothing back is dead, however much goes into it.
-#[tokio::test]
-async fn a_path_that_only_swallows_is_given_up() {
-    let settings = Settings {
-        idle_timeout: Duration::from_secs(1),
-        keep_alive: Duration::from_millis(100),
-        streams: 10,
-    };
-    for transport in [Transport::Tls, Transport::Websocket] {
-        let net = Net::new(transport, settings);
-        let scope = Scope::new("test");
-        let (tell, way) = tokio::sync::watch::channel(Way::Open);
-        let address = between(&scope, net.address, way).await;
-        let tls = tls::relay_client(&net.agent, &net.trust);
-        let (near, far) = tokio::join!(net.dial_at(address, tls), net.welcome());
-        let (near, far) = (near.expect("connected"), far.expect("welcomed"));
-        let (mut opened, _accepted) = stream(&near, &far).await;
-        tell.send_replace(Way::Swallows);
-        let began = Instant::now();
-        let written = in_time(async {
-            loop {
-                let chunk = Bytes::from_static(&[0; 1_000]);
-                if let Err(error) = opened.send.write(chunk).await {
-                    return error;
+    macro_rules! ten_thousand {
+        ($($name:ident: $transport:ident),+ $(,)?) => {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::many(super::Transport::$transport, 10_000).await;
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-        assert_eq!(written.await, WriteError::Lost(Lost::Silent));
-        assert!(
-            began.elapsed() < Duration::from_secs(2),
-            "{:?}",
-            began.elapsed()
-        );
+            )+
+        };
     }
+
+    ten_thousand!(
+        ten_thousand_streams_at_once_over_quic: Quic,
+        ten_thousand_streams_at_once_over_tls: Tls,
+        ten_thousand_streams_at_once_over_a_websocket: Websocket,
+    );
 }
 
 /// Whether the port hangs up on somebody within the time of a handshake, and what it said.
