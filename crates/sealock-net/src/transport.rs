@@ -6,6 +6,7 @@
 
 pub mod admission;
 mod carrier;
+mod glitches;
 mod keys;
 mod mux;
 mod network;

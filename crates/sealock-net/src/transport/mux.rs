@@ -6,6 +6,9 @@
 //! Deliberately absent: who the other side is (the caller knows from TLS), and what the pipe is.
 
 mod driver;
+mod frames;
+#[cfg(test)]
+mod hostile;
 mod lane;
 mod wire;
 mod word;
@@ -13,7 +16,7 @@ mod word;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -94,6 +97,34 @@ struct Shared {
     rtt_micros: AtomicU64,
     /// Streams that carry somebody's bytes.
     attending: AtomicUsize,
+    /// Frames that came for streams and that nobody has read.
+    kept: AtomicUsize,
+    leaving: Leaving,
+}
+
+/// Whether what is written leaves, or the other side reads nothing.
+#[derive(Debug, Default)]
+struct Leaving {
+    /// The pipe takes no more for now.
+    held: AtomicBool,
+    /// Everything has left since places were told last.
+    left: AtomicBool,
+}
+
+impl Leaving {
+    fn hold(&self) {
+        self.held.store(true, Ordering::Relaxed);
+    }
+
+    /// Says whether that is news.
+    fn release(&self) -> bool {
+        self.left.store(true, Ordering::Relaxed);
+        self.held.swap(false, Ordering::Relaxed)
+    }
+
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed) && !self.left.load(Ordering::Relaxed)
+    }
 }
 
 /// How many streams the other side may have open.
@@ -119,6 +150,14 @@ impl Places {
     }
 }
 
+/// RFC 9000 §20.1 PROTOCOL_VIOLATION, the code that all carriers use for it.
+const VIOLATION: Lost = Lost::Transport { code: 0x0a };
+/// Frames of one stream that may wait to be read. Each costs about 100 bytes beside what it carries, and a window holds
+/// fewer of the smallest that honest agents send.
+const KEPT_OF_ONE: usize = 65_536;
+/// Frames of all streams that may wait, 100 MiB, until those streams that keep more than their share are given up.
+const KEPT_OF_ALL: usize = 1 << 20;
+const KEPT_SHARE: usize = 1_024; // what 1 024 streams come to, once more as much
 const OPENS_WAITING: usize = 64; // the driver takes them as fast as it runs
 static NUMBERS: AtomicUsize = AtomicUsize::new(0);
 const UNKNOWN_RTT: u64 = u64::MAX;
@@ -150,8 +189,9 @@ pub(crate) fn start(
         farewell: Mutex::default(),
         rtt_micros: AtomicU64::new(UNKNOWN_RTT),
         attending: AtomicUsize::new(0),
+        kept: AtomicUsize::new(0),
+        leaving: Leaving::default(),
     });
-    shared.tell_places();
     let driver = Driver::new(pipe, side, settings, Arc::clone(&shared), opening);
     tasks.spawn("mux", driver.run());
     Connection(Arc::new(Handle {
@@ -168,7 +208,7 @@ impl Shared {
         self.lost.borrow().clone()
     }
 
-    /// Queues a word for the other side. Each stream has four at most, and their number is limited.
+    /// Queues a word for the other side. Each stream has six at most, and their number is limited.
     fn say(&self, word: Word) {
         self.words.lock().extend_from_slice(&word.encode());
         self.driver.wake();
@@ -207,18 +247,34 @@ impl Shared {
     /// Forgets a stream whose halves are gone.
     fn retire(&self, lane: &Lane, stream: Option<yamux::Stream>) {
         self.lanes.lock().remove(&lane.id());
+        self.kept.fetch_sub(lane.forget_kept(), Ordering::Relaxed);
         self.retired.lock().extend(stream);
         if lane.inbound {
             self.places.lock().open -= 1;
-            self.tell_places();
         }
-        self.driver.wake();
+        self.driver.wake(); // it tells the places that are free
     }
 
-    fn tell_places(&self) {
-        let granted = self.places.lock().grant();
-        if let Some(total) = granted {
-            self.say(Word::Streams { total });
+    /// How many streams to allow the other side, when that is more than it was told. Nothing while what was written
+    /// does not leave: who reads nothing could open streams for ever, which stay until our last words have left.
+    fn grant(&self) -> Option<u64> {
+        if self.leaving.is_held() {
+            return None;
+        }
+        let granted = self.places.lock().grant()?;
+        self.leaving.left.store(false, Ordering::Relaxed);
+        Some(granted)
+    }
+
+    /// Notes a frame that the mux keeps for a stream until it is read. A stream of which too many wait is given up, and
+    /// no other with it: what it carries may come from far behind the other side.
+    fn keep(&self, lane: u32) {
+        let Some(lane) = self.lanes.lock().get(&lane).cloned() else {
+            return; // of no stream that is open, which the mux drops, or the first of a stream
+        };
+        let (of_one, of_all) = (lane.keep(), self.kept.fetch_add(1, Ordering::Relaxed));
+        if of_one >= KEPT_OF_ONE || of_all >= KEPT_OF_ALL && of_one >= KEPT_SHARE {
+            lane.give_up(self);
         }
     }
 }
@@ -275,7 +331,7 @@ impl Connection {
 
     pub(crate) fn allow_streams(&self, streams: u32) {
         self.0.shared.places.lock().limit = streams;
-        self.0.shared.tell_places();
+        self.0.shared.driver.wake();
     }
 
     pub(crate) fn close(&self, reason: Reason) {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep};
 use super::lane::{GREETING, Lane, halves};
 use super::wire::{Heard, Pipe, Wire};
 use super::word::{WORD, Word};
-use super::{Opening, Shared, Side};
+use super::{Opening, Shared, Side, VIOLATION};
 use crate::transport::pulse::{self, Pulse, Seen};
 use crate::transport::{Lost, Settings};
 
@@ -28,8 +28,6 @@ const WINDOW: usize = yamux::DEFAULT_CREDIT as usize;
 const GROWTH: usize = 16 * 1024 * 1024;
 /// How long a farewell may take to leave, and the other side to hang up.
 const FAREWELL: Duration = Duration::from_millis(300); // as long as an agent that stops waits for its last packets
-/// RFC 9000 §20.1 PROTOCOL_VIOLATION, the code that all carriers use for it.
-const VIOLATION: Lost = Lost::Transport { code: 0x0a };
 const LEAST_TICK: Duration = Duration::from_millis(1); // an interval of nothing would panic
 /// Ends that are looked at in one go, before the task lets others run.
 const TURNS: usize = 64;
@@ -104,6 +102,7 @@ impl Driver {
         opening: mpsc::Receiver<Opening>,
     ) -> Self {
         let heard = Heard::new();
+        let wire = Wire::new(pipe, heard.clone(), Arc::clone(&shared));
         let mut config = yamux::Config::default();
         // Both numbers are ours to keep: the other side's streams are counted in `Places`, ours by its leave. The mux
         // would end the connection for one too many.
@@ -118,7 +117,7 @@ impl Driver {
         let mut tick = tokio::time::interval((settings.idle_timeout / 4).max(LEAST_TICK));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            mux: yamux::Connection::new(Wire::new(pipe, heard.clone()), config, mode),
+            mux: yamux::Connection::new(wire, config, mode),
             side,
             shared,
             heard,
@@ -221,7 +220,7 @@ impl Driver {
         moved |= self.look(cx)?;
         // Last: it also sends what the others above have written.
         match self.mux.poll_next_inbound(cx) {
-            Poll::Pending => Ok(moved),
+            Poll::Pending => Ok(moved || self.shared.lost().is_some()),
             Poll::Ready(None) => Err(Lost::Cut),
             Poll::Ready(Some(Err(error))) => Err(broken(&error)),
             Poll::Ready(Some(Ok(stream))) => {
@@ -337,6 +336,10 @@ impl Driver {
                 // Streams leave behind their last words, so they are taken first.
                 let retired = std::mem::take(&mut *self.shared.retired.lock());
                 std::mem::swap(&mut self.outgoing, &mut self.shared.words.lock());
+                if let Some(total) = self.shared.grant() {
+                    let word = Word::Streams { total };
+                    self.outgoing.extend_from_slice(&word.encode());
+                }
                 if let Some(nonce) = self.asked.take() {
                     let word = Word::Pong { nonce };
                     self.outgoing.extend_from_slice(&word.encode());

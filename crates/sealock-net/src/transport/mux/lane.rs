@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
@@ -30,6 +30,8 @@ pub(super) struct Lane {
     /// Whether the other side opened it.
     pub(super) inbound: bool,
     state: Mutex<State>,
+    /// Frames that came and were not read.
+    kept: AtomicUsize,
     /// Told of each word, for those who wait for nothing but that.
     news: Notify,
 }
@@ -72,12 +74,51 @@ impl Lane {
             id,
             inbound,
             state: Mutex::new(state),
+            kept: AtomicUsize::new(0),
             news: Notify::new(),
         })
     }
 
     pub(super) fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Notes a frame that came; says how many waited before it.
+    pub(super) fn keep(&self) -> usize {
+        self.kept.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Ends the stream for both sides, and what waits in it with it.
+    pub(super) fn give_up(&self, shared: &Shared) {
+        let reason = Reason::ProtocolViolation;
+        let mut state = self.state.lock();
+        state.reset = Some(reason);
+        state.stopped = Some(reason);
+        let stream = state.stream.take();
+        drop(state);
+        if stream.is_some() {
+            shared.retired.lock().extend(stream);
+            let lane = self.id;
+            shared.say(Word::Reset { lane, reason });
+            shared.say(Word::Stop { lane, reason });
+            self.wake();
+        }
+    }
+
+    /// How many frames were never read, of a stream that nobody reads any more.
+    pub(super) fn forget_kept(&self) -> usize {
+        self.kept.swap(0, Ordering::Relaxed)
+    }
+
+    /// A frame was read. The first one of a stream was not noted.
+    fn unkeep(&self, shared: &Shared) {
+        let fewer = |kept: usize| kept.checked_sub(1);
+        let noted = self
+            .kept
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+        if noted.is_ok() {
+            shared.kept.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes what the other side says about the stream.
@@ -153,6 +194,7 @@ impl Lane {
             let stream = state.stream.as_mut().map(Pin::new);
             if let Some(Poll::Ready(Some(Ok(packet)))) = stream.map(|stream| stream.poll_next(cx)) {
                 state.take(Bytes::from_owner(packet));
+                self.unkeep(shared);
                 continue;
             }
             if let Some(lost) = shared.lost() {

@@ -1,4 +1,5 @@
-//! The bytes below a mux: joins the small writes of its frames, and notes when the other side was heard last.
+//! The bytes below a mux: joins the small writes of its frames, notes when the other side was heard last, and ends the
+//! connection for what the mux itself would let pass.
 
 use std::io;
 use std::pin::Pin;
@@ -9,6 +10,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+
+use super::frames::{Judge, Reading};
+use super::{Shared, VIOLATION};
 
 /// What a mux can run over: TLS, or WebSocket messages within TLS.
 pub(crate) trait Pipe: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -56,16 +60,24 @@ const JOINED: usize = 64 * 1024; // four frames: more would only wait here inste
 pub(super) struct Wire {
     pipe: Box<dyn Pipe>,
     heard: Heard,
+    shared: Arc<Shared>,
+    incoming: Reading,
+    outgoing: Reading,
+    judge: Judge,
     /// Written by the mux and not yet taken by the pipe, from `taken` on.
     waiting: Vec<u8>,
     taken: usize,
 }
 
 impl Wire {
-    pub(super) fn new(pipe: Box<dyn Pipe>, heard: Heard) -> Self {
+    pub(super) fn new(pipe: Box<dyn Pipe>, heard: Heard, shared: Arc<Shared>) -> Self {
         Self {
             pipe,
             heard,
+            shared,
+            incoming: Reading::default(),
+            outgoing: Reading::default(),
+            judge: Judge::new(Instant::now()),
             waiting: Vec::new(),
             taken: 0,
         }
@@ -74,10 +86,17 @@ impl Wire {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.taken < self.waiting.len() {
             let written = Pin::new(&mut self.pipe).poll_write(cx, &self.waiting[self.taken..]);
-            match ready!(written)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.taken += count,
+            match written? {
+                Poll::Pending => {
+                    self.shared.leaving.hold();
+                    return Poll::Pending;
+                }
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(count) => self.taken += count,
             }
+        }
+        if self.shared.leaving.release() {
+            self.shared.driver.wake(); // places may be told again
         }
         self.taken = 0;
         if self.waiting.capacity() > 2 * JOINED {
@@ -101,6 +120,23 @@ impl futures_util::io::AsyncRead for Wire {
         if length > 0 {
             self.heard.now();
         }
+        let now = Instant::now();
+        let Self {
+            incoming,
+            judge,
+            shared,
+            ..
+        } = &mut *self;
+        let mut violated = false;
+        incoming.pass(buffer.filled(), |header| {
+            violated |= judge.is_violation(header, now);
+            if header.is_kept() {
+                shared.keep(header.stream);
+            }
+        });
+        if violated {
+            shared.end(VIOLATION);
+        }
         Poll::Ready(Ok(length))
     }
 }
@@ -114,6 +150,14 @@ impl futures_util::io::AsyncWrite for Wire {
         if self.waiting.len() >= JOINED {
             ready!(self.poll_drain(cx))?;
         }
+        let Self {
+            outgoing, shared, ..
+        } = &mut *self;
+        outgoing.pass(bytes, |header| {
+            if header.is_farewell() {
+                shared.end(VIOLATION); // the mux says so and goes on
+            }
+        });
         self.waiting.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
