@@ -42,6 +42,11 @@ const CONNECTIONS: usize = 16_384; // below the usual limit of file descriptors
 const READY: usize = 64; // handshakes that are done wait here for a moment; a full queue makes the next one wait
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100); // out of descriptors: others have to close some first
 const STREAMS: u32 = 16; // a node needs one watch and a call or two
+/// What HTTP/2 keeps for streams that a peer opened and gave up before they were looked at, and for those that we gave
+/// up for its mistakes (CVE-2023-44487, CVE-2025-8671): beyond it the connection ends.
+const RESETS: usize = 32; // every stream that a node may have, twice
+const HEADERS: u32 = 16 * 1024; // a call has twenty short ones
+const FRAME: u32 = 16 * 1024; // the least that RFC 9113 §4.2 allows
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(10);
 
@@ -80,6 +85,10 @@ pub async fn serve(
     let generated = NodeServer::new(service).max_decoding_message_size(REQUEST_LIMIT);
     let served = Server::builder()
         .max_concurrent_streams(STREAMS)
+        .http2_max_pending_accept_reset_streams(Some(RESETS))
+        .http2_max_local_error_reset_streams(Some(RESETS))
+        .http2_max_header_list_size(HEADERS)
+        .max_frame_size(FRAME)
         .http2_keepalive_interval(Some(PING))
         .http2_keepalive_timeout(Some(PONG))
         .layer(meter)

@@ -1,22 +1,28 @@
 //! The local admin address of a role: metrics, health, readiness.
 //!
 //! `/metrics` speaks OpenMetrics, `/healthz` says that the process runs, `/readyz` says whether it can do its work and
-//! if not, why. The address must be loopback: these pages are for the machine, not for the network.
+//! if not, why. The address must be loopback: these pages are for the machine, not for the network. Other users of the
+//! machine reach it too, so who asks has a deadline, and only so many may ask at once.
 
 use std::fmt;
 use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 use crate::task::Spawner;
 
@@ -96,12 +102,53 @@ pub async fn serve(
         .route("/healthz", get(|| ready("ok\n")))
         .route("/livez", get(|| ready("ok\n")))
         .route("/readyz", get(move || ready(readyz(&readiness()))));
+    let own = tasks.clone();
     tasks.spawn("admin", async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(err = %error, "the admin address is no longer served");
-        }
+        accept_all(&listener, &router, &own).await
     });
     Ok(bound)
+}
+
+const CONNECTIONS: usize = 64; // scrapers and probes hold one each; others wait in the kernel's queue
+const HEADER_DEADLINE: Duration = Duration::from_secs(5); // from this machine, where nothing takes long
+const HEADER_BYTES: usize = 16 * 1024;
+/// The longest that one connection is kept: a scraper comes again.
+const LONGEST: Duration = Duration::from_secs(300);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100); // out of descriptors: others have to close some first
+
+async fn accept_all(listener: &TcpListener, router: &Router, tasks: &Spawner) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return; // never closed
+        };
+        match listener.accept().await {
+            Ok((stream, _source)) => {
+                let router = router.clone();
+                tasks.spawn("admin-connection", async move {
+                    serve_one(stream, router).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(err = %error, "the admin address cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_one(stream: TcpStream, router: Router) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE)
+        .max_buf_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    match tokio::time::timeout(LONGEST, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(err = %error, "an admin connection ended early"),
+        Err(_elapsed) => tracing::debug!("an admin connection was kept for too long"),
+    }
 }
 
 fn metrics(registry: &Registry) -> Response {
@@ -169,6 +216,66 @@ mod tests {
         assert!(waiting.starts_with("HTTP/1.1 503") && waiting.contains("water"));
         ready.store(true, Ordering::Relaxed);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+    }
+
+    async fn served(scope: &Scope) -> SocketAddr {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let readiness: Readiness = Arc::new(Vec::new);
+        let tasks = scope.spawner();
+        let served = serve(any, Registry::default(), readiness, &tasks).await;
+        served.expect("loopback")
+    }
+
+    // S28: who says nothing, or ever so little, is shown out, and then others get in.
+    #[tokio::test]
+    async fn whoever_holds_every_place_and_never_asks_holds_it_briefly() {
+        let scope = Scope::new("test");
+        let address = served(&scope).await;
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.expect("served");
+            stream.write_all(b"GET /healthz HT").await.expect("sent");
+            silent.push(stream);
+        }
+        let began = tokio::time::Instant::now();
+        let patience = HEADER_DEADLINE + Duration::from_secs(20); // a slow machine
+        let page = tokio::time::timeout(patience, get(address, "/healthz")).await;
+        assert!(page.expect("a place").starts_with("HTTP/1.1 200"));
+        assert!(
+            began.elapsed() > HEADER_DEADLINE / 2,
+            "no more than so many at once: {:?}",
+            began.elapsed()
+        );
+        for mut stream in silent {
+            let mut told = Vec::new();
+            let ended = tokio::time::timeout(patience, stream.read_to_end(&mut told)).await;
+            ended.expect("shown out").ok();
+            assert!(told.is_empty() || told.starts_with(b"HTTP/1.1 408"));
+        }
+    }
+
+    // S30: headers have limits that are applied before memory is taken.
+    #[tokio::test]
+    async fn a_request_of_a_million_bytes_or_ten_thousand_headers_is_refused() {
+        let scope = Scope::new("test");
+        let address = served(&scope).await;
+        let long = format!(
+            "GET /healthz HTTP/1.1\r\na: {}\r\n\r\n",
+            "b".repeat(1 << 20)
+        );
+        let many = format!("GET /healthz HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(10_000));
+        for request in [long, many] {
+            let mut stream = TcpStream::connect(address).await.expect("served");
+            stream.write_all(request.as_bytes()).await.ok(); // it hangs up in the middle
+            let mut told = Vec::new();
+            stream.read_to_end(&mut told).await.ok();
+            assert!(
+                told.is_empty() || told.starts_with(b"HTTP/1.1 431"),
+                "{}",
+                String::from_utf8_lossy(&told)
+            );
+        }
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
     }
 
     #[tokio::test]

@@ -462,6 +462,27 @@ mod tests {
         );
     }
 
+    // S41: groups within groups, numbers without an end, and lengths that claim everything, in every kind of message.
+    #[test]
+    fn bombs_in_place_of_bodies_are_errors() {
+        let deep = vec![0x0b; BODY_LIMIT];
+        let endless = vec![0xff; BODY_LIMIT];
+        let wide = vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+        for message in samples() {
+            let kind = message.encode()[0];
+            for bomb in [&deep, &endless, &wide] {
+                let [_, _, high, low] = u32::try_from(bomb.len()).expect("short").to_be_bytes();
+                let frame = [&[kind, high, low][..], bomb].concat();
+                match decode(&frame) {
+                    Err(_) => {}
+                    // What has no body is not looked for in one.
+                    Ok(Some(Message::Controller | Message::Peer)) => {}
+                    outcome => panic!("{kind:#x}: {outcome:?}"),
+                }
+            }
+        }
+    }
+
     #[test]
     fn unknown_types_are_refused_unless_they_may_be_skipped() {
         assert_eq!(

@@ -88,7 +88,13 @@ fn environment(uid: u32) -> Vec<(String, String)> {
 /// By which ways relays are reached: as configured, and through the proxy that the environment names when the
 /// configuration names none. Names in capitals come first; an empty value means none.
 pub(crate) fn ways(config: &Config) -> anyhow::Result<Plan> {
-    let environment = environment(sys::own_uid());
+    Ok(Plan {
+        transports: config.agent.transports.clone(),
+        upstreams: upstreams(config, &environment(sys::own_uid()))?,
+    })
+}
+
+fn upstreams(config: &Config, environment: &[(String, String)]) -> anyhow::Result<Upstreams> {
     let find = |name: &str| {
         let value = environment.iter().find(|(key, _)| key == name);
         value
@@ -106,10 +112,10 @@ pub(crate) fn ways(config: &Config) -> anyhow::Result<Plan> {
         (None, None, Some(text)) => Some(from_environment("ALL_PROXY", text)?),
         (None, None, None) => None,
     };
-    Ok(Plan {
-        transports: config.agent.transports.clone(),
-        upstreams: Upstreams::new(proxy, either("NO_PROXY").unwrap_or_default()),
-    })
+    Ok(Upstreams::new(
+        proxy,
+        either("NO_PROXY").unwrap_or_default(),
+    ))
 }
 
 fn from_environment(name: &str, text: &str) -> anyhow::Result<Upstream> {
@@ -246,4 +252,74 @@ pub(crate) fn admin_address(config: &Config, role: Role) -> Option<SocketAddr> {
         return None;
     }
     Some(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The proxy towards a relay, as configuration and environment say.
+    fn proxy(configured: Option<&str>, environment: &[(&str, &str)]) -> Option<String> {
+        let configured = configured.map(ToOwned::to_owned);
+        let layers = Layers::new().with_flags(flag("--proxy", "agent.proxy", configured.as_ref()));
+        let config = Config::resolve(&layers).expect("valid");
+        let environment: Vec<_> = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let upstreams = upstreams(&config, &environment).expect("valid");
+        let relay = "relay.example:443".parse().expect("an address");
+        Some(upstreams.towards(&relay)?.address().to_string())
+    }
+
+    #[test]
+    fn the_configured_proxy_comes_before_the_environments_and_capitals_before_the_rest() {
+        const CONFIGURED: Option<&str> = Some("http://configured:1");
+        let all = [
+            ("all_proxy", "socks5://all-lower:5"),
+            ("ALL_PROXY", "socks5://all:4"),
+            ("https_proxy", "http://https-lower:3"),
+            ("HTTPS_PROXY", "http://https:2"),
+            ("HTTP_PROXY", "http://never:9"),
+        ];
+        let cases: [(Option<&str>, &[(&str, &str)], Option<&str>); 9] = [
+            (CONFIGURED, &all, Some("configured:1")),
+            (None, &all, Some("https:2")),
+            (None, &all[..3], Some("https-lower:3")),
+            (None, &all[..2], Some("all:4")),
+            (None, &all[..1], Some("all-lower:5")),
+            (None, &all[4..], None),
+            (None, &[("HTTPS_PROXY", ""), all[2]], Some("https-lower:3")),
+            (None, &[("HTTPS_PROXY", ""), all[1]], Some("all:4")),
+            (None, &[], None),
+        ];
+        for (configured, environment, expected) in cases {
+            let found = proxy(configured, environment);
+            assert_eq!(found.as_deref(), expected, "{configured:?} {environment:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_no_proxy_are_reached_without_one_whoever_named_it() {
+        let https = ("HTTPS_PROXY", "http://https:2");
+        for without in ["relay.example", "example", "*", "a, .EXAMPLE ,b"] {
+            for name in ["NO_PROXY", "no_proxy"] {
+                assert_eq!(proxy(None, &[https, (name, without)]), None, "{without}");
+                let configured = Some("http://configured:1");
+                assert_eq!(proxy(configured, &[(name, without)]), None, "{without}");
+            }
+        }
+        let other = ("NO_PROXY", "other.example");
+        assert_eq!(proxy(None, &[https, other]).as_deref(), Some("https:2"));
+    }
+
+    #[test]
+    fn a_proxy_of_the_environment_that_cannot_be_used_is_named_without_its_password() {
+        let config = Config::resolve(&Layers::new()).expect("valid");
+        let bad = "ftp://user:hunter2@proxy:1".to_owned();
+        let error = upstreams(&config, &[("https_proxy".to_owned(), bad)]);
+        let error = format!("{:#}", error.expect_err("no proxy of ours"));
+        assert!(error.contains("HTTPS_PROXY"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
 }

@@ -12,3 +12,4 @@ mod strangers;
 mod survival;
 mod transfers;
 mod two_relays;
+mod ways;

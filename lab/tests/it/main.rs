@@ -22,4 +22,5 @@ mod three_machines;
 mod topology;
 mod traffic;
 mod two_relays;
+mod ways;
 mod wire;

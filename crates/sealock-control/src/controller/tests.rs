@@ -21,7 +21,9 @@ use tokio::time::timeout;
 use super::*;
 
 mod bench;
+mod hostile;
 mod recover;
+mod redeem;
 mod tenants;
 
 use bench::*;

@@ -322,3 +322,6 @@ impl SealedWriter {
         self.stream.reset(reason);
     }
 }
+
+#[cfg(test)]
+mod tampering;

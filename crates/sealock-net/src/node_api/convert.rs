@@ -281,3 +281,50 @@ impl TryFrom<proto::DecisionRow> for DecisionRow {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::super::proto;
+
+    // S41, RUSTSEC-2020-0002: groups within groups, lengths that claim everything, numbers without an end.
+    #[test]
+    fn bombs_in_place_of_messages_are_errors() {
+        let mut within = vec![0x12; 200_000]; // field 2 with a length, which is the next byte, and so on
+        within.extend([0xff; 16]);
+        let bombs = [
+            ("groups within groups", vec![0x0b; 200_000]),
+            ("groups of an unknown field", [0x7b].repeat(200_000)),
+            ("ends of groups", vec![0x0c; 200_000]),
+            ("messages within messages", within),
+            ("a number without an end", vec![0xff; 200_000]),
+            (
+                "a field with a number without an end",
+                [&[0x08][..], &[0xff; 11]].concat(),
+            ),
+            (
+                "a length of 63 bits",
+                [&[0x12][..], &[0xff; 8], &[0x7f]].concat(),
+            ),
+            (
+                "a length of 64 bits",
+                [&[0x12][..], &[0xff; 9], &[0x01]].concat(),
+            ),
+            (
+                "a length of four gigabytes",
+                vec![0x12, 0xff, 0xff, 0xff, 0xff, 0x0f],
+            ),
+            ("field 0", vec![0x00, 0x00]),
+            ("a wire type that is none", vec![0x0f, 0x00]),
+        ];
+        for (what, bytes) in bombs {
+            assert!(proto::EnrolRequest::decode(&bytes[..]).is_err(), "{what}");
+            assert!(
+                proto::RegisterRequest::decode(&bytes[..]).is_err(),
+                "{what}"
+            );
+            assert!(proto::WatchEvent::decode(&bytes[..]).is_err(), "{what}");
+        }
+    }
+}

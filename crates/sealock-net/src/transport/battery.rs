@@ -18,6 +18,7 @@ use crate::task::Scope;
 use crate::tls::{self, alpn};
 use fairness::bulk_streams_of_one_connection_get_like_shares;
 
+mod doors;
 mod fairness;
 mod paths;
 
@@ -634,78 +635,4 @@ mod long {
         ten_thousand_streams_at_once_over_tls: Tls,
         ten_thousand_streams_at_once_over_a_websocket: Websocket,
     );
-}
-
-/// Whether the port hangs up on somebody within the time of a handshake, and what it said.
-async fn hung_up_on(address: SocketAddr, says: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).await.expect("listening");
-    stream.write_all(says).await.ok();
-    let mut heard = Vec::new();
-    let mut limited = stream.take(64 * 1024);
-    in_time(limited.read_to_end(&mut heard)).await.ok(); // a reset is an answer too
-    heard
-}
-
-// Availability: one plaintext probe or one silent client disturbs nobody.
-#[tokio::test]
-async fn garbage_from_a_stranger_ends_bounded_and_disturbs_nobody() {
-    let net = Net::new(Transport::Tls, Settings::default());
-    let scope = Scope::new("door");
-    let server = net.tcp.1.clone();
-    let tasks = scope.spawner();
-    let (arrived_in, mut arrived) = tokio::sync::mpsc::channel(16);
-    scope.spawn("accept", async move {
-        while let Some(incoming) = server.accept().await {
-            let arrived = arrived_in.clone();
-            tasks.spawn("handshake", async move {
-                let brief = Instant::now() + Duration::from_secs(2);
-                arrived.send(incoming.handshake(brief).await).await.ok();
-            });
-        }
-    });
-    let silent = TcpStream::connect(net.address).await.expect("listening");
-    for garbage in [
-        &b"GET / HTTP/1.1\r\n\r\n"[..],
-        &[0; 40_000],
-        &[0x16, 3, 1, 255, 255, 1],
-    ] {
-        let heard = hung_up_on(net.address, garbage).await;
-        assert!(heard.len() < 100, "an alert at most: {heard:?}");
-        let outcome = in_time(arrived.recv()).await.expect("an outcome");
-        assert!(outcome.is_err());
-    }
-    let near = net.dial().await.expect("connected");
-    let far = in_time(arrived.recv()).await.expect("an outcome");
-    let far = far.expect("welcomed");
-    let outcome = in_time(arrived.recv()).await.expect("an outcome");
-    assert!(matches!(outcome, Err(ConnectError::Timeout)), "{outcome:?}");
-    assert_eq!((near.close_reason(), far.close_reason()), (None, None));
-    drop(silent);
-}
-
-#[tokio::test]
-async fn whatever_is_not_the_upgrade_gets_a_plain_404() {
-    let net = Net::new(Transport::Websocket, Settings::default());
-    let ask = async |request: &[u8]| {
-        let mut config = rustls::ClientConfig::clone(&tls::join_relay_client(net.ca.pin()));
-        config.alpn_protocols = vec![alpn::HTTP.to_vec()];
-        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
-        let stream = TcpStream::connect(net.address).await.expect("listening");
-        let connecting = connector.connect(tls::unused_server_name(), stream);
-        let mut stream = connecting.await.expect("connected");
-        stream.write_all(request).await.expect("written");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.expect("a clean end");
-        String::from_utf8(answer).expect("text")
-    };
-    let long = format!("GET /sealock/1 HTTP/1.1\r\nA: {}", "a".repeat(20_000));
-    for request in [
-        "GET / HTTP/1.1\r\nHost: r\r\n\r\n",
-        "PRI * HTTP/2.0\r\n\r\n",
-        &long,
-    ] {
-        let (answer, far) = tokio::join!(ask(request.as_bytes()), net.welcome());
-        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-        assert!(matches!(far, Err(ConnectError::NotSealock)), "{far:?}");
-    }
 }

@@ -18,6 +18,8 @@ use crate::task::Scope;
 use crate::tls::{self, alpn};
 
 mod detection;
+mod hostile;
+mod raw_quic;
 
 struct Net {
     ca: TestCa,

@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes};
 use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::{client, server};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -19,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::ConnectError;
+use super::glitches::Glitches;
 use super::tcp::{cut, failed};
 use crate::tls::alpn;
 
@@ -172,6 +174,7 @@ const KEY: usize = 24; // 16 bytes as Base64, RFC 6455 §4.1
 pub(super) struct Pipe<S> {
     messages: WebSocketStream<S>,
     read: Bytes,
+    glitches: Glitches,
 }
 
 impl<S> Pipe<S> {
@@ -179,6 +182,7 @@ impl<S> Pipe<S> {
         Self {
             messages,
             read: Bytes::new(),
+            glitches: Glitches::new(Instant::now()),
         }
     }
 }
@@ -202,8 +206,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Pipe<S> {
     ) -> Poll<io::Result<()>> {
         while self.read.is_empty() {
             match ready!(Pin::new(&mut self.messages).poll_next(cx)) {
-                Some(Ok(Message::Binary(bytes))) => self.read = bytes,
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Binary(bytes))) if !bytes.is_empty() => self.read = bytes,
+                Some(Ok(Message::Binary(_) | Message::Ping(_) | Message::Pong(_))) => {
+                    if self.glitches.is_flood(Instant::now()) {
+                        return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+                    }
+                }
                 Some(Ok(Message::Text(_) | Message::Frame(_))) => {
                     return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                 }
@@ -273,6 +281,42 @@ mod tests {
         assert!(
             matches!(upgrade(join.as_bytes()), Asked::Upgrade { protocol, .. } if protocol == alpn::JOIN)
         );
+    }
+
+    // S37: messages that carry nothing, in a row and with a byte now and then.
+    #[tokio::test]
+    async fn a_flood_of_messages_without_bytes_is_cut_off() {
+        use futures_util::SinkExt as _;
+        let empty = || Message::Binary(Bytes::new());
+        let ping = || Message::Ping(Bytes::from_static(b"?"));
+        let pong = || Message::Pong(Bytes::from_static(b"!"));
+        for (what, nothing) in [("empty", empty()), ("pings", ping()), ("pongs", pong())] {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let raw = WebSocketStream::from_raw_socket(theirs, Role::Client, Some(config()));
+            let messages = WebSocketStream::from_raw_socket(ours, Role::Server, Some(config()));
+            let (mut raw, mut pipe) = (raw.await, Pipe::new(messages.await));
+            let flood = async {
+                for n in 1..=20_000 {
+                    let sent = raw.feed(nothing.clone()).await;
+                    let byte = Message::Binary(Bytes::from_static(b"x"));
+                    if sent.is_err() || n % 50 == 0 && raw.send(byte).await.is_err() {
+                        return n;
+                    }
+                }
+                raw.flush().await.ok();
+                20_000
+            };
+            let read = async {
+                let (mut bytes, mut read) = ([0; 64], 0);
+                while let Ok(length) = pipe.read(&mut bytes).await {
+                    read += length;
+                }
+                drop(pipe);
+                read
+            };
+            let (sent, read) = tokio::join!(flood, read);
+            assert!(read < 200, "{what}: {read} of {sent} messages");
+        }
     }
 
     // S30, S34, S66: other methods and paths, doubled headers, web pages, more headers than anybody needs, no HTTP.

@@ -171,6 +171,30 @@ async fn bad_requests_get_words_and_not_a_panic() {
             "{answer}"
         );
     }
+    // S41: as deep as a body may be long; S44: numbers at the edges of what they may be.
+    let deep = "[".repeat(60_000);
+    let deeper = "{\"number\":".repeat(5_000);
+    let edges = [
+        "-1",
+        "1e400",
+        "18446744073709551616",
+        "-9223372036854775809",
+        "0.5",
+        "1e3",
+    ];
+    let edges = edges.map(|number| format!("{{\"number\":{number}}}"));
+    for body in [deep, deeper].iter().chain(&edges) {
+        let length = body.len();
+        let request = format!(
+            "POST /v1/test/double HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        let answer = raw(&path, &request).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400") || answer.starts_with("HTTP/1.1 413"),
+            "{}: {answer}",
+            &body[..body.len().min(40)]
+        );
+    }
     let answer = raw(
         &path,
         "GET /v1/test/double HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
