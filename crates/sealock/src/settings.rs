@@ -282,7 +282,8 @@ mod tests {
             ("HTTPS_PROXY", "http://https:2"),
             ("HTTP_PROXY", "http://never:9"),
         ];
-        let cases: [(Option<&str>, &[(&str, &str)], Option<&str>); 9] = [
+        type Case<'a> = (Option<&'a str>, &'a [(&'a str, &'a str)], Option<&'a str>);
+        let cases: [Case<'_>; 9] = [
             (CONFIGURED, &all, Some("configured:1")),
             (None, &all, Some("https:2")),
             (None, &all[..3], Some("https-lower:3")),

@@ -30,17 +30,19 @@ pub(super) struct Tls {
 
 pub(super) fn client(config: Arc<ClientConfig>, stream: StreamId) -> Result<Tls, Reason> {
     let connection = ClientConnection::new(config, tls::unused_server_name())
-        .map_err(|error| reason_of(&error, stream))?;
+        .map_err(|error| reason_of(&error, stream, false))?;
     Ok(Tls::new(connection.into(), stream))
 }
 
 pub(super) fn server(config: Arc<ServerConfig>, stream: StreamId) -> Result<Tls, Reason> {
-    let connection = ServerConnection::new(config).map_err(|error| reason_of(&error, stream))?;
+    let connection =
+        ServerConnection::new(config).map_err(|error| reason_of(&error, stream, false))?;
     Ok(Tls::new(connection.into(), stream))
 }
 
-/// What TLS makes of a peer's bytes, as a reason: after the handshake only an attack or a defect breaks a record.
-fn reason_of(error: &rustls::Error, stream: StreamId) -> Reason {
+/// What TLS makes of a peer's bytes, as a reason: between two that have proved themselves only somebody on the way, or a
+/// defect, breaks a record.
+fn reason_of(error: &rustls::Error, stream: StreamId, is_established: bool) -> Reason {
     use rustls::{AlertDescription, Error};
     tracing::warn!(stream_id = %stream, err = %error, "end-to-end encryption failed");
     let altered = matches!(
@@ -54,6 +56,7 @@ fn reason_of(error: &rustls::Error, stream: StreamId) -> Reason {
     match (altered, not_authentic) {
         (true, _) => Reason::Integrity,
         (false, true) => Reason::PeerNotAuthentic,
+        (false, false) if is_established => Reason::Integrity,
         (false, false) => Reason::ProtocolViolation,
     }
 }
@@ -73,8 +76,9 @@ impl Tls {
                 return Ok(());
             };
             bytes.advance(taken);
+            let is_established = !self.connection.is_handshaking();
             let state = self.connection.process_new_packets();
-            let state = state.map_err(|error| reason_of(&error, self.stream))?;
+            let state = state.map_err(|error| reason_of(&error, self.stream, is_established))?;
             if state.plaintext_bytes_to_read() >= PLAINTEXT || taken == 0 {
                 return Ok(());
             }
