@@ -14,7 +14,7 @@ use sealock_proto::stream::Epoch;
 use tokio::sync::mpsc;
 
 /// How many callers may be proving themselves at once: more are refused rather than all made slow.
-const HANDSHAKES_LIMIT: usize = 512;
+const HANDSHAKES_LIMIT: usize = 1_024;
 /// How many of them may be one caller's, so that nobody keeps the others out: more than an honest burst.
 const HANDSHAKES_LIMIT_PER_CALLER: usize = HANDSHAKES_LIMIT / 2;
 /// How many later legs may be on their way to their streams: all streams that an agent parks.

@@ -16,7 +16,7 @@ use crate::deployment::{READY, address, any_port, echo_between, exchange, expose
 use crate::world::{Raw, RelayLimits, World, until};
 
 /// How many decisions about opens of this caller ended so.
-fn written(audit: &Audit, caller: &str, reason: Reason) -> u64 {
+pub(crate) fn written(audit: &Audit, caller: &str, reason: Reason) -> u64 {
     let rows = audit.untold();
     let of_caller = rows
         .iter()
@@ -137,7 +137,7 @@ async fn a_flood_of_opens_is_refused_beyond_its_budget_and_written_down() -> Res
 // S35: whoever begins handshakes and never goes on with them keeps nobody else from a provider.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_proves_nothing_takes_its_own_places_only() -> Result<()> {
-    const LEGS: usize = 300;
+    const LEGS: usize = 600; // more than half of what a provider hears at once
     let (world, tasks) = (World::new()?, Scope::new("test"));
     let relay = world.relay().await?;
     let (provider, caller) = world.pair(relay.listen).await?;

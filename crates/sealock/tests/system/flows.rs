@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use sealock_agent::{AgentConfig, AgentHandle};
 use sealock_control::controller::Starter;
 use sealock_core::address::HostPort;
-use sealock_core::api::{agent, policy};
+use sealock_core::api::{agent, audit, policy};
 use sealock_core::policy::Action;
 use sealock_core::policy::condition::{Condition, Conditions, Expires};
 use sealock_core::reason::Reason;
@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::deployment::{
-    DAY, Deployment, address, any_port, echo_between, echo_server, eventually, exchange,
+    DAY, Deployment, READY, address, any_port, echo_between, echo_server, eventually, exchange,
     expose_echo, serve,
 };
 
@@ -52,8 +52,8 @@ impl LiveFlow {
         })
     }
 
-    /// The client keeps talking and must see a reset in time, never a clean end.
-    async fn expect_cut(mut self) -> Result<()> {
+    /// The client keeps talking and must see a reset in time, never a clean end; somebody wrote down why.
+    async fn expect_cut(mut self, reason: Reason) -> Result<()> {
         let talk = async {
             let mut answer = [0; 4];
             loop {
@@ -74,6 +74,21 @@ impl LiveFlow {
         for agent in self.agents {
             agent.stop().await;
         }
+        let request = audit::ListRequest {
+            action: Some("flow.open".to_owned()),
+            ..audit::ListRequest::default()
+        };
+        let written = async {
+            loop {
+                let list = self.deployment.admin::<audit::List>(&request).await?;
+                if list.rows.iter().any(|row| row.reason == reason) {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let written = tokio::time::timeout(READY, written).await;
+        written.with_context(|| format!("nobody wrote {reason} down"))??;
         self.deployment.stop().await;
         Ok(())
     }
@@ -150,7 +165,7 @@ async fn taking_a_rule_back_resets_the_live_flows_that_it_allowed() -> Result<()
         id: "starter".parse()?,
     };
     live.deployment.admin::<policy::Remove>(&remove).await?;
-    Box::pin(live.expect_cut()).await
+    Box::pin(live.expect_cut(Reason::PolicyRevoked)).await
 }
 
 // H3: a revoked agent's live flows are cut, and it gets no new session.
@@ -162,7 +177,7 @@ async fn revoking_an_agent_cuts_its_live_flows() -> Result<()> {
         name: "caller".parse()?,
     };
     live.deployment.admin::<agent::Revoke>(&revoke).await?;
-    Box::pin(live.expect_cut()).await
+    Box::pin(live.expect_cut(Reason::IdentityRevoked)).await
 }
 
 // A9, F09: each direction ends on its own; a request behind a half-close is answered whole.
@@ -279,7 +294,7 @@ async fn a_rule_that_ends_by_itself_cuts_the_flows_that_it_alone_allowed() -> Re
         id: "starter".parse()?,
     };
     live.deployment.admin::<policy::Remove>(&remove).await?;
-    Box::pin(live.expect_cut()).await
+    Box::pin(live.expect_cut(Reason::PolicyRevoked)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@ mod evil_peer;
 mod evil_relay;
 mod faults;
 mod flows;
+mod long;
 mod providers;
 mod relay_to_relay;
 mod resume;

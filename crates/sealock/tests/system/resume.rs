@@ -486,3 +486,25 @@ async fn a_provider_that_says_goodbye_ends_its_streams_at_once() -> Result<()> {
     let _kept: HostPort = called.relay.listen.into();
     Ok(())
 }
+
+// An end that was only written down here is no end yet: the flow is done when the other agent says so too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ended_cleanly_only_when_both_sides_say_so() -> Result<()> {
+    let mut good = Called::start().await?;
+    good.works().await?;
+    let (reader, writer) = &mut good.halves;
+    writer.finish().await?;
+    assert_eq!(reader.read().await?, None);
+    let settled = tokio::time::timeout(READY, writer.settled()).await?;
+    assert_eq!(settled, Ok(()));
+
+    let mut cut = Called::start().await?;
+    cut.works().await?;
+    cut.owner.connection.close(Reason::SessionLost);
+    let (_reader, writer) = &mut cut.halves;
+    // Whether the loss is known yet or not.
+    let _written = writer.finish().await;
+    let settled = tokio::time::timeout(READY, writer.settled()).await?;
+    assert_eq!(settled, Err(Reason::SessionLost));
+    Ok(())
+}
