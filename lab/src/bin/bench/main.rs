@@ -3,7 +3,7 @@
 //! All systems stay up together and take turns: each round asks every one of them for the same work, in an order that
 //! shifts from round to round, so a busy machine is busy for all. What is reported are medians over the rounds, and
 //! ratios. Options are pairs: `--sealock PROGRAM` and, each optional, `--handshakes PROGRAM`, `--out FILE`,
-//! `--date TEXT`, `--commit TEXT`, `--rounds N`, `--mib N`, `--idle N`, `--only NAME`, `--profile SECONDS`.
+//! `--date TEXT`, `--commit TEXT`, `--rounds N`, `--mib N`, `--idle N`, `--only NAME,NAME`, `--profile SECONDS`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -31,8 +31,8 @@ use anyhow::{Context, bail, ensure};
 
 use load::Way;
 use profile::Work;
-use report::{Memory, Report};
-use systems::{Sealock, System};
+use report::{Memory, OURS, Report};
+use systems::{Sealock, System, VARIANTS};
 
 /// One kind of transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,7 +77,9 @@ const ECHOES: usize = 1_000;
 const FIRST_BYTES: usize = 100;
 const OPENERS: usize = 8;
 const OPENS: usize = 400;
-const HANDSHAKES: usize = 600;
+const HANDSHAKES: usize = 300; // by each knocker
+/// Agents that make one session after the other.
+const KNOCKERS: [&str; 4] = ["knocker-1", "knocker-2", "knocker-3", "knocker-4"];
 /// After the last change, until memory is read: timers of closed streams have run by then.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -117,7 +119,8 @@ impl Options {
     }
 
     fn wants(&self, system: &str) -> bool {
-        self.text("only").is_none_or(|only| only == system)
+        self.text("only")
+            .is_none_or(|only| only.split(',').any(|it| it == system))
     }
 }
 
@@ -154,9 +157,9 @@ fn main() -> anyhow::Result<()> {
         systems.push(systems::ssh(origin, dir)?);
     }
     let mut sealock = None;
-    if options.wants("sealock") {
-        let (control, system) = Sealock::start(Path::new(program), origin, dir)?;
-        sealock = Some(control);
+    for variant in VARIANTS.into_iter().filter(|it| options.wants(it.key)) {
+        let (control, system) = Sealock::start(variant, Path::new(program), origin, dir)?;
+        sealock.get_or_insert(control);
         systems.push(system);
     }
     ensure!(!systems.is_empty(), "--only names none of the systems");
@@ -166,7 +169,8 @@ fn main() -> anyhow::Result<()> {
         measure(&mut report, &systems, &options)?;
     }
     let seconds = options.number("profile", 0)?;
-    if let Some(system) = systems.last().filter(|_| seconds > 0) {
+    let ours = systems.iter().find(|it| it.name.starts_with(OURS));
+    if let Some(system) = ours.or_else(|| systems.last()).filter(|_| seconds > 0) {
         for work in [Work::Bytes, Work::Opens] {
             eprintln!("bench: profile of {}, {}", system.name, work.unit());
             let profile = profile::take(system, work, seconds, dir)?;
@@ -176,9 +180,16 @@ fn main() -> anyhow::Result<()> {
     let mut outcome = Ok(());
     if let (Some(sealock), Some(client)) = (&sealock, options.text("handshakes")) {
         // What was measured before is shown also when this fails.
-        match handshakes(sealock, client) {
-            Ok(rate) => report.handshakes = Some(rate),
-            Err(error) => outcome = Err(error),
+        for who in KNOCKERS {
+            sealock.join(who)?;
+        }
+        for knockers in [1, KNOCKERS.len()] {
+            eprintln!("bench: handshakes of {knockers} at once");
+            // What was measured before is shown also when this fails.
+            match handshakes(sealock, client, knockers) {
+                Ok(rate) => report.handshakes.push((knockers, rate)),
+                Err(error) => outcome = Err(error),
+            }
         }
     }
     let text = report.markdown(&options.0);
@@ -277,14 +288,14 @@ fn idle_streams(system: &System, count: usize) -> anyhow::Result<Vec<TcpStream>>
     (0..count).map(open).collect()
 }
 
-/// Sessions a second of an identity that no agent uses meanwhile, one after the other: median of three runs.
-fn handshakes(sealock: &Sealock, client: &str) -> anyhow::Result<f64> {
-    sealock.join("knocker")?;
+/// Sessions a second of identities that no agent uses meanwhile: median of three runs.
+fn handshakes(sealock: &Sealock, client: &str, knockers: usize) -> anyhow::Result<f64> {
+    let knockers = &KNOCKERS[..knockers];
     let mut rates = Vec::new();
     for _ in 0..3 {
         let output = Command::new(client)
-            .arg(sealock.state("knocker"))
             .args([sealock.relay.to_string(), HANDSHAKES.to_string()])
+            .args(knockers.iter().map(|who| sealock.state(who)))
             .output()
             .context("starting the client of the handshakes")?;
         if !output.status.success() {

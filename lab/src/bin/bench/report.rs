@@ -6,6 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::profile::Profile;
+use crate::systems::VARIANTS;
 use crate::{SHAPES, Shape};
 
 /// Everything that one run measured.
@@ -14,7 +15,7 @@ pub(crate) struct Report {
     pub(crate) systems: BTreeMap<&'static str, Figures>,
     pub(crate) memory: BTreeMap<&'static str, Vec<Memory>>,
     pub(crate) idle_streams: usize,
-    pub(crate) handshakes: Option<f64>,
+    pub(crate) handshakes: Vec<(usize, f64)>,
     pub(crate) profiles: Vec<Profile>,
 }
 
@@ -75,9 +76,16 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-const ORDER: [&str; 5] = ["loopback", "haproxy", "stunnel", "ssh -L", "sealock"];
-const OURS: &str = "sealock";
+const PEERS: [&str; 4] = ["loopback", "haproxy", "stunnel", "ssh -L"];
+pub(crate) const OURS: &str = "sealock";
 const THEIRS: &str = "ssh -L";
+
+/// The systems as the tables list them: ours last.
+fn order() -> impl Iterator<Item = &'static str> {
+    PEERS
+        .into_iter()
+        .chain(VARIANTS.map(|variant| variant.name))
+}
 
 impl Report {
     pub(crate) fn markdown(&self, options: &BTreeMap<String, String>) -> String {
@@ -96,17 +104,8 @@ impl Report {
             self.parts(&mut out);
             self.memories(&mut out);
         }
-        if let Some(rate) = self.handshakes {
-            line(&mut out, "## Handshakes");
-            line(&mut out, "");
-            line(
-                &mut out,
-                &format!(
-                    "{rate:.0} agent sessions a second, one after the other by one client on the same machine: QUIC with both \
-                 certificates, Hello, Welcome, close."
-                ),
-            );
-            line(&mut out, "");
+        if !self.handshakes.is_empty() {
+            self.shakes(&mut out);
         }
         for profile in &self.profiles {
             profiled(&mut out, profile);
@@ -114,15 +113,24 @@ impl Report {
         out
     }
 
-    fn ordered(&self) -> impl Iterator<Item = (&'static str, &Figures)> {
-        ORDER
-            .into_iter()
-            .filter_map(|name| Some((name, self.systems.get(name)?)))
+    fn shakes(&self, out: &mut String) {
+        line(out, "## Handshakes");
+        line(out, "");
+        line(
+            out,
+            "Agent sessions a second, by one client on the same machine: QUIC with both certificates, Hello, Welcome, close.",
+        );
+        line(out, "");
+        line(out, "| agents at once | sessions/s |");
+        line(out, "|---:|---:|");
+        for (knockers, rate) in &self.handshakes {
+            line(out, &format!("| {knockers} | {rate:.0} |"));
+        }
+        line(out, "");
     }
 
-    fn rate(&self, system: &str, shape: Shape) -> Option<f64> {
-        let transfer = self.systems.get(system)?.transfers.get(&shape)?;
-        Some(median(&transfer.rates))
+    fn ordered(&self) -> impl Iterator<Item = (&'static str, &Figures)> {
+        order().filter_map(|name| Some((name, self.systems.get(name)?)))
     }
 
     fn transfers(&self, out: &mut String) {
@@ -148,18 +156,25 @@ impl Report {
             }
             line(out, &row);
         }
-        let mut row = format!("| **{OURS} / {THEIRS}** |");
-        let mut whole = true;
-        for shape in SHAPES {
-            let (ours, theirs) = (self.rate(OURS, shape), self.rate(THEIRS, shape));
-            whole &= ours.is_some() && theirs.is_some();
-            let ratio = ours.unwrap_or(f64::NAN) / theirs.unwrap_or(f64::NAN);
-            row += &format!(" **{ratio:.2}** | |");
-        }
-        if whole {
-            line(out, &row);
+        for ours in VARIANTS.map(|variant| variant.name) {
+            self.ratios(out, ours);
         }
         line(out, "");
+    }
+
+    /// One of ours against its peer: rate, and processor time for the same bytes.
+    fn ratios(&self, out: &mut String, ours: &str) {
+        let mut row = format!("| **{ours} / {THEIRS}** |");
+        for shape in SHAPES {
+            let transfer = |system| self.systems.get(system)?.transfers.get(&shape);
+            let (Some(ours), Some(theirs)) = (transfer(ours), transfer(THEIRS)) else {
+                return;
+            };
+            let rate = median(&ours.rates) / median(&theirs.rates);
+            let cpu = median(&ours.cpu) / median(&theirs.cpu);
+            row += &format!(" **{rate:.2}** | {cpu:.2} |");
+        }
+        line(out, &row);
     }
 
     fn latencies(&self, out: &mut String) {
@@ -241,9 +256,7 @@ impl Report {
             ),
         );
         line(out, "|---|---:|---:|---:|---:|---:|");
-        let systems = ORDER
-            .into_iter()
-            .filter_map(|name| Some((name, self.memory.get(name)?)));
+        let systems = order().filter_map(|name| Some((name, self.memory.get(name)?)));
         for (name, parts) in systems {
             for memory in parts {
                 let per = |more: u64, less: u64| {

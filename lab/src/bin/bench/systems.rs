@@ -219,31 +219,65 @@ pub(crate) fn ssh(origin: SocketAddr, dir: &Path) -> anyhow::Result<System> {
     ready("ssh -L", entry, vec![server, client])
 }
 
+/// One setting of ours that is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Variant {
+    pub(crate) name: &'static str,
+    /// The word of `--only` for it.
+    pub(crate) key: &'static str,
+    /// What the agents are given beside their standard settings.
+    settings: &'static [(&'static str, &'static str)],
+}
+
+/// As it comes, and with the agents held to one rung of the ladder.
+pub(crate) const VARIANTS: [Variant; 3] = [
+    Variant {
+        name: "sealock",
+        key: "sealock",
+        settings: &[],
+    },
+    Variant {
+        name: "sealock, TLS",
+        key: "tls",
+        settings: &[("SEALOCK_AGENT__TRANSPORTS", "tls")],
+    },
+    Variant {
+        name: "sealock, WebSocket",
+        key: "websocket",
+        settings: &[("SEALOCK_AGENT__TRANSPORTS", "websocket")],
+    },
+];
+
 /// Sealock's own: the public side (controller and relay), a provider, a caller.
 #[derive(Debug)]
 pub(crate) struct Sealock {
     program: PathBuf,
     dir: PathBuf,
+    variant: Variant,
     pub(crate) relay: SocketAddr,
 }
 
 impl Sealock {
     /// Starts all of it and waits until the origin answers through it.
     pub(crate) fn start(
+        variant: Variant,
         program: &Path,
         origin: SocketAddr,
         dir: &Path,
     ) -> anyhow::Result<(Self, System)> {
         let relay = local(free_port()?);
+        let dir = dir.join(variant.key);
+        fs::create_dir(&dir)?;
         let this = Self {
             program: program.to_owned(),
-            dir: dir.to_owned(),
+            dir,
+            variant,
             relay,
         };
         let (listen, controller) = (relay.to_string(), local(free_port()?).to_string());
         let public = start(
             "relay",
-            dir,
+            &this.dir,
             this.command("public")
                 .args(["up", "--listen", &listen, "--public", &listen])
                 .args(["--controller-listen", &controller]),
@@ -260,7 +294,7 @@ impl Sealock {
             "consumer",
             &["connect", "bench", "--listen", &listen, "--detach"],
         )?;
-        let system = ready("sealock", entry, vec![provider, public, consumer])?;
+        let system = ready(variant.name, entry, vec![provider, public, consumer])?;
         Ok((this, system))
     }
 
@@ -271,6 +305,7 @@ impl Sealock {
             .arg(self.state(who))
             .env("SEALOCK_ADMIN__LISTEN", "off")
             .env("SEALOCK_RELAY__MAX_STREAMS_PER_SESSION", "4096")
+            .envs(self.variant.settings.iter().copied())
             .env_remove("SEALOCK_CONFIG");
         command
     }
