@@ -10,6 +10,7 @@ pub mod join;
 pub mod limit;
 pub mod link;
 pub mod message;
+pub mod names;
 pub mod node_api;
 pub mod recover;
 pub mod relays;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sealock_core::address::HostPort;
 use sealock_core::reason::Reason;
+use sealock_net::names::{self, NameError};
 use tokio::net::TcpStream;
 
 /// How long one address may take.
@@ -29,18 +30,15 @@ pub async fn open(target: &HostPort) -> Result<TcpStream, Reason> {
 }
 
 async fn addresses(target: &HostPort) -> Result<Vec<SocketAddr>, Reason> {
-    if let Some(address) = target.as_socket_addr() {
-        return Ok(vec![address]);
-    }
-    let lookup = tokio::net::lookup_host((target.host(), target.port()));
-    match tokio::time::timeout(ADDRESS_DEADLINE, lookup).await {
-        Ok(Ok(found)) => Ok(found.collect()),
-        Ok(Err(error)) => {
-            tracing::debug!(err = %error, "the target's name has no address");
-            Err(Reason::TargetUnreachable)
+    names::lookup(target).await.map_err(|error| {
+        tracing::debug!(err = %error, "the target's name has no address");
+        match error {
+            NameError::Slow => Reason::TargetTimeout,
+            NameError::Unknown | NameError::Failed(_) | NameError::Busy => {
+                Reason::TargetUnreachable
+            }
         }
-        Err(_elapsed) => Err(Reason::TargetTimeout),
-    }
+    })
 }
 
 async fn dial(address: SocketAddr) -> Result<TcpStream, Reason> {

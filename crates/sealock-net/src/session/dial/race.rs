@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::{DialError, Ways};
+use crate::names;
 use crate::transport::{ConnectError, Connection, proxy};
 
 /// How long each attempt is ahead of the next one (RFC 8305 §5).
@@ -208,17 +209,12 @@ fn alternating(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 }
 
 async fn addresses(relay: &HostPort) -> Vec<SocketAddr> {
-    if let Some(address) = relay.as_socket_addr() {
-        return vec![address];
-    }
-    let lookup = tokio::net::lookup_host((relay.host(), relay.port()));
-    match tokio::time::timeout(ATTEMPT_DEADLINE, lookup).await {
-        Ok(Ok(found)) => found.collect(),
-        Ok(Err(error)) => {
+    match names::lookup(relay).await {
+        Ok(found) => found,
+        Err(error) => {
             tracing::debug!(%relay, err = %error, "the relay's name could not be looked up");
             Vec::new()
         }
-        Err(_elapsed) => Vec::new(),
     }
 }
 
