@@ -250,6 +250,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     let end_to_end =
         EndToEnd::new(identity.clone(), trust, flows.spawner()).with_memory(config.stream_memory);
     let mut registry = Registry::with_prefix("sealock_agent");
+    views.register(&mut registry);
     let outlet = ServiceOutlet::new(sessions.clone(), end_to_end.clone(), views.clone());
     let Hops { caller, provider } = hops(&views, &offers, outlet, &mut registry);
 

@@ -65,16 +65,22 @@ pub struct Session {
     number: u64,
     relay: HostPort,
     retiring: CancellationToken,
+    /// What happens in the session is logged in it.
+    span: tracing::Span,
 }
 
 impl Session {
     fn new(connection: Connection, number: u64, relay: HostPort) -> Self {
+        let (transport, peer) = (connection.transport(), keep::relay_name(&connection));
+        let peer = peer.as_ref().map(tracing::field::display);
+        let span = tracing::info_span!("session", session_id = number, %relay, peer, %transport);
         Self {
             id: SessionId::next(),
             connection,
             number,
             relay,
             retiring: CancellationToken::new(),
+            span,
         }
     }
 

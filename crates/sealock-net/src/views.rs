@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use sealock_core::name::TenantName;
 use sealock_core::reason::Reason;
 use sealock_core::view::{Delta, View, ViewVersion};
@@ -38,6 +40,8 @@ struct Inner {
     changes: watch::Sender<u64>,
     /// Whether the controller was heard since the start; until then the views are those of an earlier run.
     confirmed: AtomicBool,
+    /// How often a view was offered that is not right.
+    not_taken: Counter,
 }
 
 /// Why a view was not taken.
@@ -79,6 +83,7 @@ impl ViewStore {
             signed: Mutex::default(),
             changes,
             confirmed: AtomicBool::new(false),
+            not_taken: Counter::default(),
         };
         let store = Self {
             inner: Arc::new(inner),
@@ -113,6 +118,7 @@ impl ViewStore {
         if let Err(error) = taken {
             let aside = path.with_extension("rejected");
             let moved = std::fs::rename(path, &aside).is_ok();
+            self.inner.not_taken.inc();
             tracing::error!(err = %error, path = %path.display(), moved, "a kept view was not used; nothing is allowed by it");
         }
     }
@@ -162,7 +168,11 @@ impl ViewStore {
     /// # Errors
     /// When it cannot be verified, or is older than the one that is held.
     pub fn put(&self, signed: SignedView) -> Result<(), TakeError> {
-        self.take(signed, Keep::OnDisk)
+        let taken = self.take(signed, Keep::OnDisk);
+        if taken.is_err() {
+            self.inner.not_taken.inc();
+        }
+        taken
     }
 
     /// Takes a change over.
@@ -181,7 +191,16 @@ impl ViewStore {
             .ok_or(TakeError::WrongBase)?;
         signed.entries.apply(delta);
         signed.head = head;
-        self.take(signed, Keep::OnDisk)
+        self.put(signed)
+    }
+
+    /// Shows in `registry` how often a view was not taken: somebody should look at the controller then.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "views_not_taken",
+            "Views that were altered, older than the one that is held, or not understood",
+            self.inner.not_taken.clone(),
+        );
     }
 
     fn take(&self, signed: SignedView, keep: Keep) -> Result<(), TakeError> {

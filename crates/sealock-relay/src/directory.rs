@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use sealock_core::identity::AgentId;
 use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
@@ -110,6 +112,8 @@ struct Inner {
     next: AtomicU64,
     limit: usize,
     gone: Gone,
+    /// How often another process took an agent's place.
+    superseded: Counter,
     /// Counts what other relays should hear of.
     changed: watch::Sender<u64>,
 }
@@ -123,11 +127,21 @@ impl Directory {
             next: AtomicU64::new(1),
             limit,
             gone: Gone::default(),
+            superseded: Counter::default(),
             changed: watch::Sender::new(0),
         };
         Self {
             inner: Arc::new(inner),
         }
+    }
+
+    /// Shows in `registry` how often another process took an agent's place: two machines may use one identity.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "agents_superseded",
+            "Agents whose place another process with the same identity took",
+            self.inner.superseded.clone(),
+        );
     }
 
     /// Enters a session; an older one of the same agent and kind is told and closed.
@@ -176,6 +190,9 @@ impl Directory {
         };
         drop(sessions);
         self.touch();
+        if gone.iter().any(|older| older.instance != live.instance) {
+            self.inner.superseded.inc();
+        }
         for session in gone {
             session.connection.close(Reason::Superseded);
         }

@@ -28,6 +28,7 @@ use sealock_net::transport::{BiStream, Connection, SendHalf};
 use sealock_proto::wire::{Forward, Message, PRESENCE_LIMIT, Presence, Present};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::session::Shared;
 
@@ -299,8 +300,13 @@ pub(crate) async fn serve(
 ) {
     let ended = match greet(&shared, &connection, &name).await {
         Ok((inbox, writer)) => {
-            tracing::info!(relay = %name, "another relay is connected");
-            run(&shared, &connection, (inbox, writer), &name, &peer).await
+            let transport = connection.transport();
+            let span = tracing::info_span!("session", relay = %name, %transport);
+            let session = async {
+                tracing::info!("another relay is connected");
+                run(&shared, &connection, (inbox, writer), &name, &peer).await
+            };
+            session.instrument(span).await
         }
         Err(reason) => reason,
     };
@@ -367,9 +373,9 @@ async fn run(
             arrived = accept(connection, &headless) => match arrived {
                 Ok((leg, slot)) => {
                     let (shared, name, ends) = (shared.clone(), name.clone(), peer.not_after);
-                    shared.tasks.clone().spawn("peer stream", async move {
-                        take_in(shared, &name, ends, leg, slot).await;
-                    });
+                    let tasks = shared.tasks.clone();
+                    let stream = async move { take_in(shared, &name, ends, leg, slot).await };
+                    tasks.spawn("peer stream", stream.in_current_span());
                     Ok(())
                 }
                 Err(lost) => Err(lost.reason()),

@@ -166,6 +166,8 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         audit: audit.clone(),
         meter: Meter::registered(&mut registry),
     };
+    views.register(&mut registry);
+    directory.register(&mut registry);
     let relays = RelayList::open(&config.dir.join("known-relays.json"));
     let draining = CancellationToken::new();
     let shared = Shared {

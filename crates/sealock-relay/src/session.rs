@@ -22,6 +22,7 @@ use sealock_proto::session::{RelayEvent, RelaySide};
 use sealock_proto::wire::{Drain, Message, Present, SUCCESSORS_LIMIT, Services, Welcome};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::budget::{OpenBudget, OpenLimit};
 use crate::controller::ControllerWay;
@@ -86,15 +87,16 @@ pub(crate) async fn serve(
 ) {
     let ended = match greet(&shared, &connection, agent, peer).await {
         Ok((control, live)) => {
-            tracing::info!(session_id = live.number, agent = %live.agent, "session up");
-            let ended = run(&shared, &connection, control, &live).await;
-            shared.directory.leave(&live);
-            tracing::info!(
-                session_id = live.number,
-                reason = ended.code(),
-                "session ended"
-            );
-            ended
+            let transport = connection.transport();
+            let span = tracing::info_span!("session", session_id = live.number, agent = %live.agent, %transport);
+            let session = async {
+                tracing::info!("session up");
+                let ended = run(&shared, &connection, control, &live).await;
+                shared.directory.leave(&live);
+                tracing::info!(reason = ended.code(), "session ended");
+                ended
+            };
+            session.instrument(span).await
         }
         Err(reason) => {
             tracing::debug!(reason = reason.code(), "an agent was not let in");
@@ -295,9 +297,9 @@ fn take_in(
     mut leg: BiStream,
     (headless, limits): (OwnedSemaphorePermit, &Limits),
 ) {
-    let (shared, live) = (shared.clone(), Arc::clone(live));
+    let (shared, live, tasks) = (shared.clone(), Arc::clone(live), shared.tasks.clone());
     let (controller, opens) = (Arc::clone(&limits.controller), Arc::clone(&limits.opens));
-    shared.tasks.clone().spawn("stream", async move {
+    let stream = async move {
         let head = tokio::time::timeout(WORD_DEADLINE, message::read(&mut leg.recv)).await;
         drop(headless);
         match head {
@@ -323,5 +325,6 @@ fn take_in(
             Ok(Ok(_) | Err(_)) => leg.reset(Reason::ProtocolViolation),
             Err(_elapsed) => leg.reset(Reason::HandshakeTimeout),
         }
-    });
+    };
+    tasks.spawn("stream", stream.in_current_span());
 }

@@ -18,6 +18,7 @@ mod version;
 use std::process::ExitCode;
 
 use sealock_core::api::Method;
+use sealock_core::name::TenantName;
 use sealock_net::unix::{CallError, UnixClient};
 
 use crate::cli::{AgentVerb, Cli, Common, RelayVerb, Verb};
@@ -55,6 +56,11 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Ready => return status::ready(&common).await,
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// The tenant that a verb means: the one that the configuration gives the deployment.
+fn tenant(common: &Common) -> anyhow::Result<TenantName> {
+    Ok(settings::read(common, [])?.controller.tenant)
 }
 
 /// Calls a method of the controller of this state directory.

@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, Stream};
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
 use sealock_core::view::{Entries, Head};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio_rustls::TlsAcceptor;
@@ -257,4 +259,9 @@ async fn a_bundle_that_is_not_right_leaves_the_last_good_view_and_the_next_one_i
         2,
         "asked again once"
     );
+    let (mut registry, mut figures) = (Registry::default(), String::new());
+    views.register(&mut registry);
+    text::encode(&mut figures, &registry).expect("written");
+    // The giant never became a view.
+    assert!(figures.contains("views_not_taken_total 3\n"), "{figures}");
 }

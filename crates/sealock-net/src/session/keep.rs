@@ -9,6 +9,7 @@ use sealock_core::name::NodeName;
 use sealock_core::reason::Reason;
 use sealock_proto::wire::{Drain, SessionKind};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::board::{Board, State};
 use super::live::{self, Ended, Live};
@@ -95,7 +96,8 @@ async fn hold(keeping: &Keeping, slot: usize, mut live: Live, mut seat: Seat) ->
             keeping.seats.add(&drain.successors);
             keeping.board.touch();
         };
-        match live.run(&keeping.config, next, draining).await {
+        let running = live.run(&keeping.config, next, draining);
+        match running.instrument(session.span.clone()).await {
             Ended::Replaced(next) => {
                 let Next {
                     live: newer,
@@ -114,10 +116,13 @@ async fn hold(keeping: &Keeping, slot: usize, mut live: Live, mut seat: Seat) ->
                     .board
                     .set(slot, seat.address(), State::Up(live.session.clone()));
                 session.retire();
-                let offered = keeping.config.offered.clone();
-                retired.spawn("retire", live::retire(session, offered));
+                let (offered, span) = (keeping.config.offered.clone(), session.span.clone());
+                retired.spawn("retire", live::retire(session, offered).instrument(span));
             }
             Ended::Lost(reason) => {
+                session
+                    .span
+                    .in_scope(|| tracing::info!(reason = reason.code(), "session ended"));
                 session.connection.close(reason);
                 session.retire();
                 return (seat, reason);

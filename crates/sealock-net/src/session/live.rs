@@ -43,9 +43,10 @@ pub(super) async fn welcome(
 ) -> Result<Live, Reason> {
     match greet(config, &connection).await {
         Ok((control, number)) => {
-            tracing::info!(%relay, session_id = number, "session up");
+            let session = Session::new(connection, number, relay.clone());
+            session.span.in_scope(|| tracing::info!("session up"));
             Ok(Live {
-                session: Session::new(connection, number, relay.clone()),
+                session,
                 control,
                 renewed,
             })

@@ -5,7 +5,6 @@ use std::time::Duration;
 use sealock_agent::{AgentConfig, AgentHandle, ControlSocket, NewOffer};
 use sealock_core::address::Target;
 use sealock_core::api::agent::{List, ListRequest, Revoke, RevokeRequest};
-use sealock_core::api::default_tenant;
 use sealock_core::config::Config;
 use sealock_core::identity::Role;
 use sealock_core::name::AgentName;
@@ -13,7 +12,7 @@ use sealock_core::reason::Reason;
 use sealock_net::stream::MEMORY_LIMIT;
 use sealock_proto::wire::SessionKind;
 
-use super::ask;
+use super::{ask, tenant};
 use crate::cli::{Common, Json};
 use crate::failure::{self, Failure};
 use crate::print;
@@ -131,7 +130,7 @@ pub(crate) fn config(config: &Config, seat: Seat) -> anyhow::Result<AgentConfig>
 
 pub(crate) async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
     let request = ListRequest {
-        tenant: default_tenant(),
+        tenant: tenant(common)?,
     };
     let listed = ask::<List>(common, &request).await?;
     if form.json {
@@ -173,7 +172,7 @@ pub(crate) async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
 
 pub(crate) async fn revoke(common: &Common, name: AgentName) -> anyhow::Result<()> {
     let request = RevokeRequest {
-        tenant: default_tenant(),
+        tenant: tenant(common)?,
         name: name.clone(),
     };
     let revoked = ask::<Revoke>(common, &request).await?;

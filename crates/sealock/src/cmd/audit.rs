@@ -1,10 +1,9 @@
 //! `sealock audit`: what was decided and done.
 
 use sealock_core::api::audit::{List, ListRequest, Verify, VerifyRequest};
-use sealock_core::api::default_tenant;
 
-use super::ask;
 use super::policy::{Direction, moment};
+use super::{ask, tenant};
 use crate::cli::{Audit, AuditVerb, Common, Json};
 use crate::failure::Failure;
 use crate::print;
@@ -57,7 +56,7 @@ async fn list(common: &Common, flags: Audit) -> anyhow::Result<()> {
 
 async fn verify(common: &Common, deployment: bool, form: Json) -> anyhow::Result<()> {
     let request = VerifyRequest {
-        tenant: default_tenant(),
+        tenant: tenant(common)?,
         deployment,
     };
     let verified = ask::<Verify>(common, &request).await?;

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
-use sealock_core::api::default_tenant;
 use sealock_core::api::policy::{
     AddRequest, Allow, Apply, ApplyRequest, ChangeResponse, Deny, List, ListRequest, Origin,
     Remove, RemoveRequest, Why as WhyMethod, WhyRequest,
@@ -16,7 +15,7 @@ use sealock_core::policy::{Action, Conditions, Effect, PolicyFile, Rule};
 use sealock_core::reason::Reason;
 use serde::Serialize;
 
-use super::ask;
+use super::{ask, tenant};
 use crate::cli::{self, Common, Json, PolicyVerb, Why};
 use crate::failure::{FAILED, Failure};
 use crate::print;
@@ -25,18 +24,18 @@ use crate::settings::{self, Kind};
 pub(crate) async fn run(common: &Common, verb: PolicyVerb) -> anyhow::Result<()> {
     match verb {
         PolicyVerb::Allow(rule) => {
-            let change = ask::<Allow>(common, &request(rule)?).await?;
+            let change = ask::<Allow>(common, &request(common, rule)?).await?;
             changed("added", &change);
             Ok(())
         }
         PolicyVerb::Deny(rule) => {
-            let change = ask::<Deny>(common, &request(rule)?).await?;
+            let change = ask::<Deny>(common, &request(common, rule)?).await?;
             changed("added", &change);
             Ok(())
         }
         PolicyVerb::List(form) => list(common, form).await,
         PolicyVerb::Remove { id } => {
-            let tenant = default_tenant();
+            let tenant = tenant(common)?;
             let change = ask::<Remove>(common, &RemoveRequest { tenant, id }).await?;
             changed("removed", &change);
             Ok(())
@@ -50,7 +49,7 @@ pub(crate) async fn run(common: &Common, verb: PolicyVerb) -> anyhow::Result<()>
     }
 }
 
-fn request(rule: cli::Rule) -> anyhow::Result<AddRequest> {
+fn request(common: &Common, rule: cli::Rule) -> anyhow::Result<AddRequest> {
     let mut conditions = Conditions::default();
     if let Some(text) = &rule.expires {
         let end = moment(text, Direction::Future)?.to_string();
@@ -64,7 +63,7 @@ fn request(rule: cli::Rule) -> anyhow::Result<AddRequest> {
         Action::Open
     };
     Ok(AddRequest {
-        tenant: default_tenant(),
+        tenant: tenant(common)?,
         id: rule.id,
         callers: vec![rule.caller],
         services: vec![rule.service],
@@ -123,7 +122,7 @@ pub(crate) fn moment(text: &str, direction: Direction) -> anyhow::Result<Timesta
 }
 
 async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
-    let tenant = default_tenant();
+    let tenant = tenant(common)?;
     let listed = ask::<List>(common, &ListRequest { tenant }).await?;
     if form.json {
         return print::json(&listed);
@@ -184,7 +183,7 @@ async fn apply(common: &Common, path: &Path, dry_run: bool, form: Json) -> anyho
         return Err(Failure::new(text).hint(hint).into());
     }
     let request = ApplyRequest {
-        tenant: default_tenant(),
+        tenant: tenant(common)?,
         rules: file.rules,
         dry_run,
     };
@@ -271,7 +270,7 @@ pub(crate) async fn why(common: &Common, flags: Why) -> anyhow::Result<ExitCode>
         Action::Open
     };
     let request = WhyRequest {
-        tenant: default_tenant(),
+        tenant: tenant(common)?,
         caller: flags.caller,
         service: flags.service,
         action,

@@ -1,10 +1,9 @@
 //! `sealock service`: who provides what.
 
-use sealock_core::api::default_tenant;
 use sealock_core::api::service::{List, ListRequest, ProviderRow, Remove, RemoveRequest};
 use sealock_core::choice::Weight;
 
-use super::ask;
+use super::{ask, tenant};
 use crate::cli::{Common, Json, ServiceVerb};
 use crate::print;
 
@@ -13,7 +12,7 @@ pub(crate) async fn run(common: &Common, verb: ServiceVerb) -> anyhow::Result<()
         ServiceVerb::List(form) => list(common, form).await,
         ServiceVerb::Remove { name, agent } => {
             let request = RemoveRequest {
-                tenant: default_tenant(),
+                tenant: tenant(common)?,
                 name: name.clone(),
                 agent,
             };
@@ -29,7 +28,7 @@ pub(crate) async fn run(common: &Common, verb: ServiceVerb) -> anyhow::Result<()
 
 async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
     let request = ListRequest {
-        tenant: default_tenant(),
+        tenant: tenant(common)?,
     };
     let listed = ask::<List>(common, &request).await?;
     if form.json {

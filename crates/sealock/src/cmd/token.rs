@@ -3,7 +3,7 @@
 use sealock_core::api::token::{Create, CreateRequest, CreateResponse};
 use sealock_core::identity::Role;
 
-use super::ask;
+use super::{ask, tenant};
 use crate::cli::{Common, TokenCreate, TokenRole, TokenVerb};
 use crate::print;
 
@@ -20,6 +20,7 @@ async fn create(common: &Common, flags: TokenCreate) -> anyhow::Result<()> {
     };
     let labels = flags.labels.iter();
     let request = CreateRequest {
+        tenant: tenant(common)?,
         role,
         name: flags.name,
         ttl_seconds: flags.ttl.map(|ttl| ttl.duration().as_secs()),
@@ -28,7 +29,6 @@ async fn create(common: &Common, flags: TokenCreate) -> anyhow::Result<()> {
             .collect(),
         groups: flags.groups.into_iter().collect(),
         addresses: flags.addresses,
-        ..CreateRequest::default()
     };
     let created = ask::<Create>(common, &request).await?;
     if flags.form.json {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use sealock_control::controller::{self, ControllerHandle, Starter};
 use sealock_core::address::HostPort;
-use sealock_core::api::token::CreateRequest;
+use sealock_core::api::token::{CreateRequest, CreateResponse};
 use sealock_core::config::Config;
 use sealock_core::identity::Role;
 use sealock_net::identity::IdentityDir;
@@ -57,7 +57,14 @@ pub(crate) async fn run(common: &Common, flags: &Up) -> anyhow::Result<()> {
     let _lock = places.lock_relay()?;
     let controller = controller::start(controller_config, &scope).await?;
     let relay = start_relay(&config, &controller, &public).await?;
-    welcome(&controller, &public, first.then_some(starter)).await?;
+    let request = CreateRequest {
+        tenant: config.controller.tenant.clone(),
+        addresses: public.addresses.clone(),
+        ..CreateRequest::default()
+    };
+    let created = controller.create_token(request).await;
+    let created = created.map_err(|error| anyhow!(error).context("making a first token"))?;
+    welcome(&created, &public, first.then_some(starter));
     let wish = stop.wished().await;
     relay_role::wind_down(relay, wish, config.relay.drain_time, &mut stop).await;
     scope.shutdown(GRACE).await;
@@ -165,17 +172,7 @@ fn own_address(listen: IpAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip())
 }
 
-async fn welcome(
-    controller: &ControllerHandle,
-    public: &Public,
-    first: Option<Starter>,
-) -> anyhow::Result<()> {
-    let request = CreateRequest {
-        addresses: public.addresses.clone(),
-        ..CreateRequest::default()
-    };
-    let created = controller.create_token(request).await;
-    let created = created.map_err(|error| anyhow!(error).context("making a first token"))?;
+fn welcome(created: &CreateResponse, public: &Public, first: Option<Starter>) {
     print::line(&format!(
         "Agents reach this machine at {} (UDP and TCP).",
         print::list(&public.addresses)
@@ -209,10 +206,9 @@ async fn welcome(
     print::line("");
     print::line(&format!("On the next machine, within {minutes} minutes:"));
     print::line("");
-    print::line(&format!("  {}", token::command(Role::Agent, &created)));
+    print::line(&format!("  {}", token::command(Role::Agent, created)));
     print::line("");
     print::line(
         "That token works once. For more machines, here in another terminal: `sealock token create`.",
     );
-    Ok(())
 }

@@ -7,7 +7,8 @@ use sealock_control::store::sqlite::{IfMissing, SqliteStore};
 use sealock_control::store::{Act, Store};
 
 use crate::program::{
-    Deployment, Running, echo_server, eventually, exchange, free_tcp, run, sealock,
+    Deployment, Running, SOON, echo_server, eventually, exchange, free_tcp, free_udp, json, run,
+    run_with, sealock, token_of,
 };
 
 /// `sealock agent` with this configuration file.
@@ -151,4 +152,162 @@ fn log_lines_have_the_form_that_the_configuration_says() {
         Some(2),
         "no other form"
     );
+}
+
+/// `sealock up` with these variables, and what it tells up to its first token.
+fn up(dir: &std::path::Path, environment: &[(&str, &str)]) -> (Running, Vec<String>) {
+    let (listen, controller) = (free_udp().to_string(), free_tcp().to_string());
+    let arguments = [
+        "up",
+        "--listen",
+        &listen,
+        "--controller-listen",
+        &controller,
+    ];
+    let mut command = sealock(dir, &arguments);
+    command.envs(environment.iter().copied());
+    let up = Running::spawn(command);
+    let told = up.lines_until("SLK1-", SOON);
+    (up, told)
+}
+
+// controller.token_ttl
+#[test]
+fn a_token_lives_as_long_as_the_configuration_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_up, told) = up(dir.path(), &[("SEALOCK_CONTROLLER__TOKEN_TTL", "40m")]);
+    let told = told.join("\n");
+    assert!(told.contains("within 40 minutes"), "{told}");
+    let made = json(&run(dir.path(), &["token", "create", "--json"]).1);
+    let ends = made["expires"].as_str().and_then(|at| at.parse().ok());
+    let left = ends.map(|ends: Timestamp| ends.duration_since(Timestamp::now()));
+    let left = left.expect("a time").as_mins();
+    assert!((38..=40).contains(&left), "{left}");
+}
+
+// relay.advertise, relay.name
+#[test]
+fn a_relay_is_called_and_found_as_the_configuration_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let environment = [
+        ("SEALOCK_RELAY__ADVERTISE", "relay.example:7443"),
+        ("SEALOCK_RELAY__NAME", "eu-1"),
+    ];
+    let (_up, told) = up(dir.path(), &environment);
+    assert_eq!(
+        told[0],
+        "Agents reach this machine at relay.example:7443 (UDP and TCP)."
+    );
+    let made = json(&run(dir.path(), &["token", "create", "--json"]).1);
+    assert_eq!(made["addresses"], serde_json::json!(["relay.example:7443"]));
+    let relays = json(&run(dir.path(), &["relay", "list", "--json"]).1)["relays"].clone();
+    assert_eq!(relays[0]["name"], "eu-1");
+    assert_eq!(relays[0]["addresses"], made["addresses"]);
+}
+
+// controller.advertise
+#[test]
+fn relays_are_led_to_the_controller_where_the_configuration_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let environment = [("SEALOCK_CONTROLLER__ADVERTISE", "control.example:7444")];
+    let _controller = controller(dir.path(), &environment);
+    let create = ["token", "create", "--role", "relay", "--json"];
+    let made = json(&run(dir.path(), &create).1);
+    assert_eq!(
+        made["addresses"],
+        serde_json::json!(["control.example:7444"])
+    );
+}
+
+// controller.trust_domain, agent.name
+#[test]
+fn identities_are_of_the_trust_domain_and_the_name_that_the_configuration_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let environment = [("SEALOCK_CONTROLLER__TRUST_DOMAIN", "corp.example")];
+    let (_up, told) = up(dir.path(), &environment);
+    let token = token_of(told.last().expect("a line"));
+    let state = dir.path().join("agent");
+    let mut join = sealock(&state, &["join", token]);
+    join.env("SEALOCK_AGENT__NAME", "laptop-1");
+    let (code, said, err) = run_with(join, b"");
+    assert!(
+        code == 0 && said.contains("joined as `laptop-1`"),
+        "{said}{err}"
+    );
+    let agent = Running::start(&state, &["agent"]);
+    let line = agent.wait_for("runs");
+    assert!(line.contains("spiffe://corp.example/"), "{line}");
+}
+
+// controller.tenant
+#[test]
+fn the_first_tenant_has_the_name_that_the_configuration_says() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let setting = ("SEALOCK_CONTROLLER__TENANT", "acme");
+    let (_up, told) = up(dir.path(), &[setting]);
+    let token = token_of(told.last().expect("a line"));
+    let state = dir.path().join("agent");
+    let (code, _, err) = run(&state, &["join", token, "--name", "first"]);
+    assert_eq!(code, 0, "{err}");
+    let agent = Running::start(&state, &["agent"]);
+    let line = agent.wait_for("runs");
+    assert!(line.contains("/acme/"), "{line}");
+    // Commands that name no tenant mean it.
+    let mut list = sealock(dir.path(), &["agent", "list", "--json"]);
+    list.env(setting.0, setting.1);
+    let (code, out, err) = run_with(list, b"");
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(json(&out)["agents"][0]["name"], "first");
+}
+
+// relay.max_sessions
+#[test]
+fn a_relay_takes_as_many_agents_as_the_configuration_says() {
+    let deployment = Deployment::start_with(&[], &[("SEALOCK_RELAY__MAX_SESSIONS", "1")]);
+    let exposed = deployment.expose("echo");
+    let (code, out, err) = deployment.stdio("echo", b"x");
+    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    assert!(err.contains("OVERLOADED"), "{err}");
+    assert_eq!(exposed.interrupt(), 0);
+    let second = Running::start(&deployment.state("consumer"), &["agent"]);
+    second.wait_for("runs");
+    let ready = || run(&deployment.state("consumer"), &["ready"]).0;
+    eventually(ready, |code| *code == 0);
+}
+
+// relay.controller
+#[test]
+fn a_relay_goes_to_the_controller_that_the_configuration_says() {
+    let (deployment, moved) = Deployment::split();
+    let dir = deployment.dir.path().to_owned();
+    let at = deployment.relay.to_string();
+    assert_eq!(deployment.up.interrupt(), 0);
+    assert_eq!(moved.interrupt(), 0);
+    let (public, listen) = (dir.join("public"), free_tcp().to_string());
+    let _controller = Running::start(&public, &["controller", "--listen", &listen]);
+    let mut command = sealock(&dir.join("relay"), &["relay", "--listen", &at]);
+    command.env("SEALOCK_RELAY__CONTROLLER", &listen);
+    let _relay = Running::spawn(command);
+    let is_connected = || {
+        let (_, out, _) = run(&public, &["relay", "list", "--json"]);
+        let listed: serde_json::Value = serde_json::from_str(&out).unwrap_or_default();
+        listed["relays"][0]["connected"] == true
+    };
+    eventually(is_connected, |connected| *connected);
+}
+
+// log.level
+#[test]
+fn as_many_log_lines_are_written_as_the_configuration_says() {
+    let told = |level: &str| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (up, _) = up(dir.path(), &[("SEALOCK_LOG__LEVEL", level)]);
+        let (code, told) = up.end();
+        assert_eq!(code, 0);
+        let has = |level: &str| told.lines().any(|line| line.contains(level));
+        (has(" INFO "), has(" DEBUG "))
+    };
+    assert_eq!(told("error"), (false, false));
+    assert_eq!(told("info"), (true, false));
+    assert_eq!(told("debug"), (true, true));
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -52,6 +53,7 @@ pub(crate) struct Running {
     child: Child,
     lines: Receiver<String>,
     errors: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Running {
@@ -76,7 +78,7 @@ impl Running {
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let errors = Arc::new(Mutex::new(String::new()));
         let kept = Arc::clone(&errors);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let mut kept = kept.lock();
                 kept.push_str(&line);
@@ -87,6 +89,7 @@ impl Running {
             child,
             lines,
             errors,
+            reader: Some(reader),
         }
     }
 
@@ -143,12 +146,20 @@ impl Running {
     }
 
     /// Asks it to stop as Ctrl-C does, and waits for its end.
-    pub(crate) fn interrupt(mut self) -> i32 {
+    pub(crate) fn interrupt(self) -> i32 {
+        self.end().0
+    }
+
+    /// The same; gives also all that it wrote to standard error.
+    pub(crate) fn end(mut self) -> (i32, String) {
         let asked = Command::new("kill")
             .args(["-INT", &self.child.id().to_string()])
             .status();
         assert!(asked.expect("kill runs").success());
-        self.child.wait().expect("it ends").code().unwrap_or(-1)
+        let code = self.child.wait().expect("it ends").code().unwrap_or(-1);
+        let read = self.reader.take().map(JoinHandle::join);
+        assert!(read.is_some_and(|read| read.is_ok()), "the log is whole");
+        (code, self.errors())
     }
 }
 
@@ -200,6 +211,24 @@ pub(crate) fn exchange(address: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec
     let sent = sender.join();
     sent.map_err(|_| std::io::Error::other("the sender panicked"))??;
     read.map(|_| answer)
+}
+
+/// Asks the admin address of a role for a page: the status of the answer and what it says.
+pub(crate) fn page(admin: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(admin).ok()?;
+    stream.set_read_timeout(Some(SOON)).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
+
+/// What a verb printed with `--json`.
+pub(crate) fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).expect("JSON")
 }
 
 /// Repeats a look until it shows what is waited for: a change takes a moment to reach every node.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use assert_cmd::assert::OutputAssertExt;
 
 use crate::program::{
-    Deployment, Running, echo_server, eventually, exchange, free_tcp, run, sealock, token_of,
+    Deployment, Running, echo_server, eventually, exchange, free_tcp, page, run, sealock, token_of,
 };
 
 #[test]
@@ -221,8 +221,10 @@ fn whoever_is_away_is_named_and_soon() {
 // F41: the machine that was put out says of its services what its callers find.
 #[test]
 fn a_machine_that_another_one_with_its_identity_put_out_shows_its_services_as_refused() {
-    let deployment = Deployment::start(&[]);
-    let _older = deployment.expose("echo");
+    let admin = free_tcp();
+    let listen = admin.to_string();
+    let deployment = Deployment::start_with(&[], &[("SEALOCK_ADMIN__LISTEN", &listen)]);
+    let put_out = deployment.expose("echo");
     let (older, clone) = (deployment.state("provider"), deployment.state("clone"));
     let copied = Command::new("cp").arg("-a").args([&older, &clone]).status();
     assert!(copied.expect("cp runs").success());
@@ -237,6 +239,22 @@ fn a_machine_that_another_one_with_its_identity_put_out_shows_its_services_as_re
     let row = eventually(status, |row| row["reason"] == "SUPERSEDED");
     assert_eq!(row["registered"], false, "{row}");
     eventually(|| deployment.stdio("echo", b"new").1, |out| out == "new");
+    // Whoever looks after the two machines is alarmed: by a line on either side, and by a figure.
+    let told = put_out.errors();
+    assert!(
+        told.contains("another machine uses this agent's identity"),
+        "{told}"
+    );
+    let told = deployment.up.errors();
+    assert!(
+        told.contains("another process took this agent's place"),
+        "{told}"
+    );
+    let (_, figures) = page(admin, "/metrics").expect("served");
+    assert!(
+        figures.contains("sealock_relay_agents_superseded_total 1\n"),
+        "{figures}"
+    );
 }
 
 #[test]

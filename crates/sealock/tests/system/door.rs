@@ -1,19 +1,22 @@
 //! The relay's door and its sessions under strangers and bad agents, while an honest flow goes on beside them.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use sealock_agent::AgentHandle;
-use sealock_core::identity::Role;
+use sealock_core::identity::{AgentId, Role};
 use sealock_core::reason::Reason;
 use sealock_net::identity::testing::{Leaf, TestCa};
 use sealock_net::message;
 use sealock_net::task::Scope;
 use sealock_net::tls::alpn;
 use sealock_net::transport::{BiStream, ConnectError, Lost};
-use sealock_proto::wire::{Message, Services, SessionKind, Welcome};
+use sealock_proto::wire::{
+    Forward, Header, Incoming, Message, Presence, Services, SessionKind, Voucher, Welcome,
+};
 use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -353,19 +356,53 @@ async fn every_message_out_of_order_ends_the_session() -> Result<()> {
         sequence: 1,
         names: vec!["echo".parse()?],
     };
+    let Message::Open(asked) = open("echo")? else {
+        bail!("not an open");
+    };
+    let caller = AgentId {
+        tenant: "default".parse()?,
+        name: "mallory".parse()?,
+    };
     let never = [
         Message::Welcome(Welcome { session: 1 }),
         Message::Registered(services.clone()),
+        Message::Incoming(Incoming {
+            stream: asked.stream,
+            epoch: asked.epoch,
+            service: asked.service.clone(),
+            caller: caller.clone(),
+        }),
         Message::Opened("mallory".parse()?),
         Message::Refused(Reason::Done),
         Message::Controller,
-        open("echo")?,
+        Message::Peer,
+        Message::Presence(Presence {
+            here: vec![caller.clone()],
+            gone: Vec::new(),
+        }),
+        Message::Forward(Box::new(Forward {
+            open: asked.clone(),
+            caller,
+            instance: [1; 16],
+            voucher: Voucher {
+                expires_ms: 1,
+                signature: vec![1; 70],
+                chain: vec![vec![1; 600]],
+            },
+        })),
+        Message::Open(asked),
     ];
     let not_first = [
         Message::Register(services.clone()),
         Message::Withdraw(services),
         Message::Drain(Default::default()),
+        Message::Bye(Reason::Done),
     ];
+    let first = hello(SessionKind::Full, [1; 16]);
+    let kinds = never.iter().chain(&not_first).chain([&first]);
+    let kinds: BTreeSet<u8> = kinds.map(|message| message.encode()[0]).collect();
+    let known = (0..0x80).filter(|kind| Header::decode([*kind, 0, 0]).is_ok());
+    assert_eq!(kinds, known.collect(), "every message has its place here");
     for message in never.iter().chain(&not_first) {
         let raw = honest
             .world

@@ -1,4 +1,4 @@
-//! F31, F32 and F37: what runs out, runs out for what is new; what lives goes on, and all is well again afterwards.
+//! F31, F32, F37 and F38: what runs out, runs out for what is new; what lives goes on, and all is well again afterwards.
 
 use std::{
     fs,
@@ -133,6 +133,120 @@ fn full_disk(lab: &mut lab::Topology, disk: &SmallDisk) -> Result<()> {
         let kept = fs::read_to_string(&view).unwrap_or_default();
         Ok(kept.contains("nobody").then_some(()))
     })
+}
+
+/// F37 on the relay.
+#[test]
+fn a_relay_whose_disk_is_full_goes_on_and_keeps_up_with_policy() {
+    scene(Family::V4, |lab| {
+        let disk = SmallDisk::mount(&lab.directory().join("rel1-state"), 512)?;
+        let outcome = full_relay(lab, &disk);
+        drop(disk);
+        outcome
+    });
+}
+
+fn full_relay(lab: &mut lab::Topology, disk: &SmallDisk) -> Result<()> {
+    let (it, roles) = Deployment::split(lab)?;
+    let _origin = PatternServer::start(&it.net.prv, loopback(7000))?;
+    let _exposed = it.provider.expose("7000", "web")?;
+    let _connected = it.consumer.connect("web", 8080)?;
+    works(&it, 1, "opens before")?;
+    let running = Transfer::both_ways(10, 6 * MIB)
+        .paced(MIB)
+        .start(&it.net.con, loopback(8080))?;
+    running.wait_for(10_000, SOON)?;
+    let filler = disk.fill()?;
+
+    small(&it, 20).context("an open with the relay's disk full")?;
+    it.admin.ask("policy deny cons web --id no")?;
+    let since = Instant::now();
+    ensure!(running.finish().is_err(), "the deny did not cut");
+    say(&format!(
+        "with a full disk at the relay, a deny cuts after {:?}",
+        since.elapsed()
+    ));
+    wait::until("the relay to tell that it keeps nothing", SOON, || {
+        Ok(roles
+            .relay
+            .stderr()
+            .contains("could not be kept")
+            .then_some(()))
+    })?;
+    it.admin.ask("policy remove no")?;
+    works(&it, 30, "opens again after the deny went")?;
+
+    fs::remove_file(filler)?;
+    it.admin.ask("policy deny nobody web")?;
+    let view = it.public.state().join("relay/views/default.json");
+    wait::until("the view to be kept again", SOON, || {
+        let kept = fs::read_to_string(&view).unwrap_or_default();
+        Ok(kept.contains("nobody").then_some(()))
+    })
+}
+
+/// Another program that holds the database for so long, as a backup does.
+const HOLDER: &str = "
+import sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute('PRAGMA busy_timeout = 10000')
+database.execute('BEGIN IMMEDIATE')
+print('held', flush=True)
+time.sleep(float(sys.argv[2]))
+database.execute('ROLLBACK')
+print('let go', flush=True)
+time.sleep(3600)
+";
+const HELD: Duration = Duration::from_secs(30);
+
+/// F38: what the controller cannot write it refuses by name; everybody else goes on.
+#[test]
+fn a_database_that_is_locked_for_thirty_seconds_stops_changes_and_nothing_else() {
+    scene(Family::V4, |lab| {
+        let (it, roles) = Deployment::split(lab)?;
+        let _origin = PatternServer::start(&it.net.prv, loopback(7000))?;
+        let _exposed = it.provider.expose("7000", "web")?;
+        let _connected = it.consumer.connect("web", 8080)?;
+        works(&it, 1, "opens before")?;
+        let running = Transfer::both_ways(10, 40 * MIB)
+            .paced(MIB)
+            .start(&it.net.con, loopback(8080))?;
+        running.wait_for(10_000, SOON)?;
+
+        let database = it.admin.state().join("controller/db.sqlite");
+        let database = database.to_str().context("a path in UTF-8")?;
+        let seconds = HELD.as_secs().to_string();
+        let spec = Spec::new("holder", "/usr/bin/python3");
+        let spec = spec.args(["-c", HOLDER, database, &seconds]);
+        let mut holder = it.lab().start(it.admin.namespace(), spec)?;
+        holder.wait_for_line("held", SOON)?;
+        let since = Instant::now();
+        let mut opens = 0;
+        while since.elapsed() < HELD - SOON / 2 {
+            let asked = Instant::now();
+            let refused = it.admin.run("deny", ["policy", "deny", "cons", "web"])?;
+            ensure!(!refused.status.success(), "a locked database took a rule");
+            ensure!(
+                refused.stderr.contains("hint: try again"),
+                "{}",
+                refused.stderr
+            );
+            ensure!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+            it.admin.ask("policy list").context("reading")?;
+            opens += 1;
+            small(&it, 100 + opens).context("an open while the database is locked")?;
+        }
+        holder.wait_for_line("let go", HELD)?;
+        say(&format!("{opens} opens while the database was locked"));
+        let since = Instant::now();
+        it.admin.ask("policy deny nobody web")?;
+        say(&format!("a rule is taken {:?} after it", since.elapsed()));
+        running
+            .finish()
+            .context("the stream that lived through it")?;
+        roles.relay.without_complaints()?;
+        small(&it, 900).context("an open at the end")
+    });
 }
 
 /// F37 on the controller: it refuses to write and says so, and stays readable.
