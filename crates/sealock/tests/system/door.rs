@@ -15,7 +15,7 @@ use sealock_net::task::Scope;
 use sealock_net::tls::alpn;
 use sealock_net::transport::{BiStream, ConnectError, Lost};
 use sealock_proto::wire::{
-    Forward, Header, Incoming, Message, Presence, Services, SessionKind, Voucher, Welcome,
+    Forward, Header, Incoming, Message, Presence, Present, Services, SessionKind, Voucher, Welcome,
 };
 use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -377,7 +377,10 @@ async fn every_message_out_of_order_ends_the_session() -> Result<()> {
         Message::Controller,
         Message::Peer,
         Message::Presence(Presence {
-            here: vec![caller.clone()],
+            here: vec![Present {
+                agent: caller.clone(),
+                offers: None,
+            }],
             gone: Vec::new(),
         }),
         Message::Forward(Box::new(Forward {
