@@ -101,7 +101,15 @@ impl Arrival {
     /// The same arrival, which came in here.
     #[must_use]
     pub fn over(self, inlet: InletKind) -> Self {
-        Self { inlet, ..self }
+        let near = match (inlet, self.near) {
+            (InletKind::Peer, Near::Leg(leg)) => Near::Passed(leg),
+            (_, near) => near,
+        };
+        Self {
+            inlet,
+            near,
+            ..self
+        }
     }
 
     /// The same arrival, of a caller who says that it is there.
@@ -134,6 +142,8 @@ pub enum Near {
     Stdio,
     /// At a relay: the caller's leg. Its provider answers through the relay; only a refusal is the relay's own.
     Leg(BiStream),
+    /// At a relay: the caller's leg, passed on by another relay.
+    Passed(BiStream),
     /// At a provider: a caller who proved its identity end to end and waits inside the encryption.
     Sealed(Box<Caller>),
 }
@@ -154,7 +164,9 @@ impl Near {
                 stream.try_read(&mut buffer)
             }
             Self::Unix(stream) => stream.try_read(&mut buffer, EARLY_LIMIT),
-            Self::Stdio | Self::Leg(_) | Self::Sealed(_) => return Ok(Bytes::new()),
+            Self::Stdio | Self::Leg(_) | Self::Passed(_) | Self::Sealed(_) => {
+                return Ok(Bytes::new());
+            }
         };
         match read {
             // An end shows again when the flow is carried.
@@ -175,6 +187,7 @@ impl Near {
             Self::Unix(stream) => Ok(Io::Unix(stream)),
             Self::Stdio => Ok(Io::Stdio),
             Self::Leg(leg) => Ok(Io::Leg(leg)),
+            Self::Passed(leg) => Ok(Io::Passed(leg)),
             Self::Sealed(caller) => caller
                 .accept()
                 .await
@@ -188,7 +201,7 @@ impl Near {
             Self::Tcp(stream) => Io::Tcp(stream).reset(reason),
             Self::Unix(stream) => Io::Unix(stream).reset(reason),
             Self::Stdio => {}
-            Self::Leg(mut leg) => {
+            Self::Leg(mut leg) | Self::Passed(mut leg) => {
                 // A refusal is a whole answer: the caller reads it, then a clean end.
                 let told = leg.send.write(Message::Refused(reason).encode()).await;
                 if told.and_then(|()| leg.send.finish()).is_err() {

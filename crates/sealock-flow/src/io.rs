@@ -27,6 +27,8 @@ pub enum Io {
     Stdio,
     /// A leg: one stream of a session, its bytes not looked at.
     Leg(BiStream),
+    /// A leg between two relays: what ends it is that relay's end, and tells nothing of the agent behind it.
+    Passed(BiStream),
     /// The plain side of a stream that is encrypted end to end.
     Sealed(SealedReader, SealedWriter),
 }
@@ -49,6 +51,7 @@ impl Io {
                 Writer::Stdout(tokio::io::stdout()),
             ),
             Self::Leg(leg) => (Reader::Leg(leg.recv), Writer::Leg(leg.send)),
+            Self::Passed(leg) => (Reader::Passed(leg.recv), Writer::Passed(leg.send)),
             Self::Sealed(reader, writer) => (Reader::Sealed(reader), Writer::Sealed(writer)),
         }
     }
@@ -72,6 +75,8 @@ pub enum Reader {
     Stdin(tokio::io::Stdin, BytesMut),
     /// A leg.
     Leg(RecvHalf),
+    /// A leg between two relays.
+    Passed(RecvHalf),
     /// The plain side of an encrypted stream.
     Sealed(SealedReader),
 }
@@ -93,6 +98,7 @@ impl Reader {
                 take(stdin.read_buf(buffer).await, buffer)
             }
             Self::Leg(half) => half.read_chunk(CHUNK).await.map_err(leg_read),
+            Self::Passed(half) => half.read_chunk(CHUNK).await.map_err(passed_read),
             Self::Sealed(half) => half.read().await,
         }
     }
@@ -102,7 +108,7 @@ impl Reader {
         match self {
             // The abort of the write half resets the whole socket.
             Self::Tcp(..) | Self::Unix(..) | Self::Stdin(..) => {}
-            Self::Leg(half) => half.stop(reason),
+            Self::Leg(half) | Self::Passed(half) => half.stop(reason),
             Self::Sealed(half) => half.stop(reason),
         }
     }
@@ -111,7 +117,7 @@ impl Reader {
     pub fn done(&mut self) {
         match self {
             Self::Unix(half, _) => half.done(),
-            Self::Tcp(..) | Self::Stdin(..) | Self::Leg(_) | Self::Sealed(_) => {}
+            Self::Tcp(..) | Self::Stdin(..) | Self::Leg(_) | Self::Passed(_) | Self::Sealed(_) => {}
         }
     }
 }
@@ -160,6 +166,21 @@ fn agent_lost(lost: &Lost) -> Reason {
     }
 }
 
+/// What an agent is told when the other relay of its leg ends, in whatever way: the agent behind it is still there.
+fn passed_read(error: ReadError) -> Reason {
+    match error {
+        ReadError::Lost(_) => Reason::SessionLost,
+        error @ (ReadError::Reset(_) | ReadError::Stopped) => error.reason(),
+    }
+}
+
+fn passed_written(error: WriteError) -> Reason {
+    match error {
+        WriteError::Lost(_) => Reason::SessionLost,
+        error @ (WriteError::Stopped(_) | WriteError::Finished) => error.reason(),
+    }
+}
+
 /// A local program's socket ended abnormally; which side that is, the carrier knows.
 fn reset_by_peer(error: std::io::Error) -> Reason {
     Reason::carried_by(&error).unwrap_or(Reason::NearReset)
@@ -176,6 +197,8 @@ pub enum Writer {
     Stdout(tokio::io::Stdout),
     /// A leg.
     Leg(SendHalf),
+    /// A leg between two relays.
+    Passed(SendHalf),
     /// The plain side of an encrypted stream.
     Sealed(SealedWriter),
 }
@@ -197,6 +220,7 @@ impl Writer {
                 stdout.flush().await.map_err(reset_by_peer)
             }
             Self::Leg(half) => half.write(chunk).await.map_err(leg_written),
+            Self::Passed(half) => half.write(chunk).await.map_err(passed_written),
             Self::Sealed(half) => half.write(chunk).await,
         }
     }
@@ -211,6 +235,7 @@ impl Writer {
             Self::Unix(half) => half.finish().map_err(reset_by_peer),
             Self::Stdout(stdout) => stdout.shutdown().await.map_err(reset_by_peer),
             Self::Leg(half) => half.finish().map_err(leg_written),
+            Self::Passed(half) => half.finish().map_err(passed_written),
             Self::Sealed(half) => half.finish().await,
         }
     }
@@ -225,7 +250,9 @@ impl Writer {
     pub async fn settled(&mut self) -> Result<(), Reason> {
         match self {
             // What is behind them says nothing more.
-            Self::Tcp(_) | Self::Unix(_) | Self::Stdout(_) | Self::Leg(_) => Ok(()),
+            Self::Tcp(_) | Self::Unix(_) | Self::Stdout(_) | Self::Leg(_) | Self::Passed(_) => {
+                Ok(())
+            }
             Self::Sealed(half) => half.settled().await,
         }
     }
@@ -238,7 +265,7 @@ impl Writer {
         match self {
             Self::Tcp(half) => half.reset(),
             Self::Unix(_) | Self::Stdout(_) => {}
-            Self::Leg(half) => half.reset(reason),
+            Self::Leg(half) | Self::Passed(half) => half.reset(reason),
             Self::Sealed(half) => half.reset(reason),
         }
     }

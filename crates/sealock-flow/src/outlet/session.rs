@@ -274,7 +274,7 @@ pub(super) async fn hand_over(peer: &PeerRelay, opening: &Opening<'_>) -> Result
         .await
         .map_err(|_lost| Reason::NoProvider)?;
     opening.flow.count_at(carried);
-    Ok(Io::Leg(leg))
+    Ok(Io::Passed(leg))
 }
 
 #[cfg(test)]
