@@ -1,5 +1,4 @@
-//! The ways by which an agent reaches its relay: which one it takes, what it says of those that it does not, and what a
-//! stranger can do to the one that it has.
+//! The ways by which an agent reaches its relay: which one it takes, and what it says of those that it does not.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,12 +7,11 @@ use lab::{
     Begin, Deployment, Family, Node, Spec,
     deployment::{PATIENCE, RELAY_PORT, loopback},
     faults::{Fault, Traffic},
-    say, scene,
+    scene,
     traffic::{PatternServer, Transfer},
     wait,
 };
 
-const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(20);
 /// Where the consumer's translator is on the public network.
@@ -21,8 +19,6 @@ const NAT1_HOST: u8 = 21;
 const PROXY_PORT: u16 = 3_128;
 /// A proxy; what it speaks stands at its top.
 const PROXY: &str = include_str!("proxy.py");
-/// Ends other people's TCP connections; what it does stands at its top.
-const RESETTER: &str = include_str!("resetter.py");
 
 /// Takes every packet of the consumer to the relay, or only those over UDP.
 pub(crate) fn keep_from_relay(it: &Deployment<'_>, traffic: Traffic) -> Result<Fault> {
@@ -34,6 +30,21 @@ pub(crate) fn keep_from_relay(it: &Deployment<'_>, traffic: Traffic) -> Result<F
 pub(crate) fn provide(it: &Deployment<'_>) -> Result<(PatternServer, Node)> {
     let origin = PatternServer::start(&it.net.prv, loopback(7000))?;
     Ok((origin, it.provider.expose("7000", "web")?))
+}
+
+/// The consumer's agent, and `web` at its port 8080, for as long as both are held.
+pub(crate) fn consume(it: &Deployment<'_>, proxy: Option<String>) -> Result<[Node; 2]> {
+    let mut spec = it
+        .consumer
+        .spec("agent", ["agent"])?
+        .env("RUST_LOG", "info");
+    if let Some(proxy) = proxy {
+        spec = spec.env("ALL_PROXY", proxy);
+    }
+    let mut agent = it.lab().start(&it.net.con, spec)?;
+    agent.wait_for_line("runs; ", PATIENCE)?;
+    it.consumer.wait_ready()?;
+    Ok([agent, it.consumer.connect("web", 8080)?])
 }
 
 /// Waits until the consumer's `sealock status` says all of this, and returns it.
@@ -51,15 +62,14 @@ fn status_tells_the_way_in_use_and_why_it_is_no_better_one() {
     scene(Family::V4, |lab| {
         let (it, _up) = Deployment::up(lab, Begin::Open)?;
         let _provider = provide(&it)?;
-        let best = it.consumer.connect("web", 8080)?;
+        let best = consume(&it, None)?;
         let status = wait_status(&it, &["up over quic (UDP)"])?;
         ensure!(!status.contains("not over"), "{status}");
         drop(best);
         let _fault = keep_from_relay(&it, Traffic::any().udp())?;
-        let _lower = it.consumer.connect("web", 8080)?;
-        // At first it has said nothing; when its time is over, that it did not answer in time.
-        let late = "not over quic: the other side did not finish its handshake in time";
-        let status = wait_status(&it, &["up over tls (TCP)", late])?;
+        let _lower = consume(&it, None)?;
+        let because = "not over quic: no answer so far";
+        let status = wait_status(&it, &["up over tls (TCP)", because])?;
         let line = status.lines().find(|line| line.contains("not over quic"));
         let line = line.context("a line")?;
         ensure!(line.contains(", since "), "{line}");
@@ -80,11 +90,7 @@ fn only_through(scheme: &str, how: &str) {
         let mut proxy = it.lab().start(&it.net.ctl, spec)?;
         proxy.wait_for_line("listening", PATIENCE)?;
         let _fault = keep_from_relay(&it, Traffic::any())?;
-        let arguments = ["connect", "web", "--listen", "127.0.0.1:8080"];
-        let spec = it.consumer.spec("connect", arguments)?;
-        let spec = spec.env("ALL_PROXY", format!("{scheme}://{at}"));
-        let mut connect = it.lab().start(&it.net.con, spec)?;
-        connect.wait_for_line("listening on", PATIENCE)?;
+        let _consumer = consume(&it, Some(format!("{scheme}://{at}")))?;
         wait_status(&it, &["up over tls (TCP)", "not over quic: "])?;
         Transfer::both_ways(1, MIB).run(&it.net.con, loopback(8080))?;
         let relay = format!("{how} to {} {RELAY_PORT}", it.relay_ip());
@@ -101,56 +107,4 @@ fn a_proxy_by_http_connect_is_way_enough() {
 #[test]
 fn a_proxy_by_socks5_is_way_enough() {
     only_through("socks5", "SOCKS5");
-}
-
-/// F20: whoever is not on the path knows the ports and guesses the rest, 65 536 times; whoever is on it ends the leg's
-/// connection, and the stream goes on over the next one.
-#[test]
-fn forged_resets_end_a_leg_at_most_and_no_stream() {
-    scene(Family::V4, |lab| {
-        let (it, _up) = Deployment::up(lab, Begin::Open)?;
-        let _provider = provide(&it)?;
-        let _fault = keep_from_relay(&it, Traffic::any().udp())?;
-        let arguments = ["connect", "web", "--listen", "127.0.0.1:8080"];
-        let spec = it.consumer.spec("connect", arguments)?;
-        let spec = spec.env("RUST_LOG", "info");
-        let mut connect = it.lab().start(&it.net.con, spec)?;
-        connect.wait_for_line("listening on", PATIENCE)?;
-        wait_status(&it, &["up over tls (TCP)"])?;
-        let carrying = Transfer::both_ways(1, 4 * MIB)
-            .paced(256 * KIB)
-            .start(&it.net.con, loopback(8080))?;
-        carrying.wait_for(KIB, SOON)?;
-        let status = it.consumer.ask("status")?;
-        let since = session_line(&status)?.to_owned();
-        let reset = |mode: &str| -> Result<String> {
-            let spec = Spec::new(mode, "/usr/bin/python3")
-                .args(["-c", RESETTER])
-                .args([mode, &RELAY_PORT.to_string()]);
-            it.lab().run(&it.net.rel1, spec)?.success()
-        };
-        let said = reset("guess")?;
-        say(&format!("F20: {}", said.trim()));
-        let status = it.consumer.ask("status")?;
-        ensure!(session_line(&status)? == since, "{since}, then {status}");
-        let said = reset("know")?;
-        say(&format!("F20: {}", said.trim()));
-        let got = carrying.finish()?;
-        say(&format!("F20: exact, longest gap {:?}", got.longest_gap));
-        wait_status(&it, &["up over tls (TCP)"])?;
-        let status = it.consumer.ask("status")?;
-        ensure!(
-            session_line(&status)? != since,
-            "nothing was ended: {status}"
-        );
-        Ok(())
-    });
-}
-
-/// The line of `sealock status` about the relay, without the round trip, which differs from time to time.
-fn session_line(status: &str) -> Result<&str> {
-    let line = status.lines().find(|line| line.contains("  relay "));
-    let line = line.context("a relay")?;
-    let (_, since) = line.rsplit_once("since ").context("a time")?;
-    Ok(since)
 }
