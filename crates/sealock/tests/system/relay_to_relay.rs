@@ -1,5 +1,6 @@
 //! Legs from one relay to another: who is believed, who judges, and what happens when one of them goes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,12 +19,13 @@ use sealock_net::transport::BiStream;
 use sealock_proto::stream::Epoch;
 use sealock_proto::wire::{Forward, Message, Open, Presence, Present, SessionKind, StreamId};
 use sealock_relay::RelayHandle;
+use tokio::net::TcpStream;
 
 use crate::deployment::{
-    READY, address, any_port, eventually, exchange, expose_echo, free_udp_port,
+    READY, address, any_port, echo_between, eventually, exchange, expose_echo, free_udp_port,
 };
-use crate::several_relays::holds;
-use crate::world::{Raw, World, until};
+use crate::several_relays::{holds, say};
+use crate::world::{Raw, World, slow_way, until};
 
 const INSTANCE: [u8; 16] = [5; 16];
 
@@ -38,20 +40,28 @@ fn listed(name: &str, relay: &RelayHandle) -> Result<Relay> {
 
 /// Two relays that know each other, each connected to the other.
 pub(crate) async fn neighbours(world: &World) -> Result<[RelayHandle; 2]> {
-    let relays = [
-        world.relay_called("relay-1", free_udp_port()?).await?,
-        world.relay_called("relay-2", free_udp_port()?).await?,
-    ];
-    let list = vec![
+    let relays = unconnected(world).await?;
+    let list = [
         listed("relay-1", &relays[0])?,
         listed("relay-2", &relays[1])?,
     ];
-    for relay in &relays {
-        relay.relays.set(list.clone());
+    introduce(&relays, &list).await?;
+    Ok(relays)
+}
+
+async fn unconnected(world: &World) -> Result<[RelayHandle; 2]> {
+    Ok([
+        world.relay_called("relay-1", free_udp_port()?).await?,
+        world.relay_called("relay-2", free_udp_port()?).await?,
+    ])
+}
+
+async fn introduce(relays: &[RelayHandle; 2], list: &[Relay]) -> Result<()> {
+    for relay in relays {
+        relay.relays.set(list.to_vec());
     }
     let all = || relays.iter().all(|relay| relay.peers() == 1);
-    until("the relays are connected", READY, all).await?;
-    Ok(relays)
+    until("the relays are connected", READY, all).await
 }
 
 /// The decisions of a relay about this service, when there are some.
@@ -98,6 +108,61 @@ async fn a_leg_goes_from_one_relay_to_another_and_both_judge_it() -> Result<()> 
         );
         ensure!(rows.iter().any(|row| row.rule.is_some()), "{rows:?}");
     }
+    Ok(())
+}
+
+/// Between two relays of a test, there and back.
+const ROUND_TRIP: Duration = Duration::from_millis(120);
+
+/// How long it takes from the connection of a program to the first answer, and how long the next answer takes.
+async fn answer_times(listen: SocketAddr) -> Result<[Duration; 2]> {
+    let mut began = Instant::now();
+    let mut stream = TcpStream::connect(listen).await?;
+    let mut times = [Duration::ZERO; 2];
+    for time in &mut times {
+        say(&mut stream, b"x").await?;
+        *time = began.elapsed();
+        began = Instant::now();
+    }
+    Ok(times)
+}
+
+// A7: before the application's bytes go, an open over two relays takes one round trip between them, not two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_over_two_relays_costs_one_round_trip_between_them() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let relays = unconnected(&world).await?;
+    let (near, far) = (&relays[0], &relays[1]);
+    let slow = slow_way(&tasks, far.listen, ROUND_TRIP / 2).await?;
+    let by_the_slow_way = Relay {
+        addresses: vec![slow.into()],
+        ..listed("relay-2", far)?
+    };
+    let list = vec![listed("relay-1", near)?, by_the_slow_way];
+    introduce(&relays, &list).await?;
+    let provider = world
+        .agent("provider", SessionKind::Full, far.listen)
+        .await?;
+    let caller = world
+        .agent("caller", SessionKind::Full, near.listen)
+        .await?;
+    let listen = echo_between(&provider, &caller, &tasks).await?;
+    // The quickest of some: whatever else the machine does only adds.
+    let mut quickest = answer_times(listen).await?;
+    for _ in 0..4 {
+        let times = answer_times(listen).await?;
+        quickest = [quickest[0].min(times[0]), quickest[1].min(times[1])];
+    }
+    let [first, next] = quickest;
+    ensure!(
+        next >= ROUND_TRIP && first >= 2 * ROUND_TRIP,
+        "{quickest:?}"
+    );
+    ensure!(
+        first < 3 * ROUND_TRIP,
+        "more than one to open: {quickest:?}"
+    );
     Ok(())
 }
 

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use sealock_agent::AgentHandle;
+use sealock_agent::{AgentConfig, AgentHandle};
 use sealock_core::address::HostPort;
 use sealock_core::identity::Role;
 use sealock_core::reason::Reason;
 use sealock_net::identity::IdentityDir;
 use sealock_net::join;
+use sealock_net::stream::MEMORY_LIMIT;
 use sealock_net::task::Scope;
 use sealock_proto::wire::SessionKind;
 use sealock_relay::{RelayConfig, RelayHandle};
@@ -22,7 +23,7 @@ use crate::deployment::{
     DAY, Deployment, READY, address, any_port, echo_between, eventually, exchange, expose_echo,
     free_udp_port, token,
 };
-use crate::world::{RelayLimits, World, until};
+use crate::world::{RelayLimits, World, slow_way, until};
 
 const RELAYS: [&str; 2] = ["relay-1", "relay-2"];
 /// Longer than anything that a test waits for.
@@ -139,6 +140,97 @@ async fn two_addresses_of_one_relay_make_one_session() -> Result<()> {
     agent.ready(READY).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(relay.directory.list().len(), 1);
+    Ok(())
+}
+
+// A8: of two relays that an agent is at, new flows take the one that is nearer by measure, whichever was named first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_flows_take_the_relay_that_is_measured_to_be_nearer() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let [far, near] = two_relays(&world).await?;
+    let slow = slow_way(&tasks, far.listen, Duration::from_millis(100)).await?;
+    let at = [far.listen, near.listen];
+    let provider = world.agent_of("provider", SessionKind::Full, &at).await?;
+    let caller = world
+        .agent_of("caller", SessionKind::Full, &[slow, near.listen])
+        .await?;
+    for relay in [&far, &near] {
+        holds(relay, "caller", 0).await?;
+    }
+    let listen = echo_between(&provider, &caller, &tasks).await?;
+    for relay in [&far, &near] {
+        holds(relay, "provider", 1).await?;
+        until("no flow is left", READY, || relay.live.is_empty()).await?;
+    }
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(listen).await?;
+        say(&mut stream, b"by the near one").await?;
+        streams.push(stream);
+    }
+    assert_eq!((far.live.len(), near.live.len()), (0, 5));
+    Ok(())
+}
+
+// A8: a token lists every relay, and a node joins and works while the first one is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_lists_both_relays_and_either_is_enough_to_join() -> Result<()> {
+    let deployment = Deployment::start(sealock_control::controller::Starter::Open).await?;
+    let second = second_relay(&deployment).await?;
+    let token = token(&deployment.controller, Role::Agent, Some("late")).await?;
+    let both = [&deployment.relay, &second].map(|relay| HostPort::from(relay.listen));
+    assert_eq!(token.addresses, both);
+    let Deployment {
+        state,
+        relay,
+        controller: _controller,
+        scope: _scope,
+    } = deployment;
+    relay.stop().await;
+    let dir = state.path().join("late");
+    let identity = IdentityDir::open(&dir)?;
+    join::join_agent(
+        &token,
+        join::Naming::default(),
+        &identity,
+        &Default::default(),
+    )
+    .await?;
+    let config = AgentConfig {
+        dir,
+        relays: token.addresses.clone(),
+        region: None,
+        stream_memory: MEMORY_LIMIT,
+        kind: SessionKind::Full,
+        ways: Default::default(),
+        max_policy_age: DAY,
+        socket: None,
+        admin: None,
+    };
+    let agent = sealock_agent::start(config).await?;
+    agent.ready(READY).await?;
+    holds(&second, "late", 0).await?;
+    Ok(())
+}
+
+// K2: whoever takes a relay's place has its port as soon as it has stopped, though agents were connected to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_port_of_a_relay_that_has_stopped_is_free() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let relay = world.relay().await?;
+    let at = relay.listen;
+    let provider = world.agent("provider", SessionKind::Full, at).await?;
+    let caller = world.agent("caller", SessionKind::Full, at).await?;
+    let listen = echo_between(&provider, &caller, &tasks).await?;
+    let mut stream = TcpStream::connect(listen).await?;
+    say(&mut stream, b"a flow").await?;
+    let began = Instant::now();
+    relay.stop().await;
+    eprintln!("stopped after {:?}", began.elapsed());
+    let _again = relay_again(&world, RELAYS[0], at).await?;
+    eprintln!("free after {:?}", began.elapsed());
     Ok(())
 }
 

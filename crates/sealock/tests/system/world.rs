@@ -2,7 +2,7 @@
 //!
 //! What a controller would never issue can be issued here, and all that runs does so from what it finds on disk (F11).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use sealock_net::identity::testing::{Leaf, TestCa};
 use sealock_net::identity::{IdentityDir, IdentityStore, KeyPair, Svid};
 use sealock_net::message;
 use sealock_net::stream::MEMORY_LIMIT;
+use sealock_net::task::Scope;
 use sealock_net::tls::signed::SignedView;
 use sealock_net::tls::{self, alpn};
 use sealock_net::transport::{BiStream, ConnectError, Connection, Endpoint, Settings};
@@ -31,6 +32,7 @@ use sealock_proto::stream::Epoch;
 use sealock_proto::wire::{Hello, Message, Open, PROTOCOL_VERSION, SessionKind, StreamId};
 use sealock_relay::{OpenLimit, RelayConfig, RelayHandle};
 use tempfile::TempDir;
+use tokio::net::UdpSocket;
 
 use crate::deployment::{DAY, READY};
 
@@ -397,4 +399,59 @@ pub(crate) async fn until(what: &str, deadline: Duration, holds: impl Fn() -> bo
     tokio::time::timeout(deadline, look)
         .await
         .with_context(|| format!("it never came to this: {what}"))
+}
+
+/// A way to a UDP address on which every packet takes this long, in either direction; lasts as long as the tasks.
+pub(crate) async fn slow_way(
+    tasks: &Scope,
+    to: SocketAddr,
+    one_way: Duration,
+) -> Result<SocketAddr> {
+    let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await?);
+    let address = front.local_addr()?;
+    let spawner = tasks.spawner();
+    tasks.spawn("slow way", async move {
+        let mut backs: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+        let mut packet = vec![0; 64 * 1024];
+        while let Ok((length, from)) = front.recv_from(&mut packet).await {
+            let back = match backs.get(&from) {
+                Some(back) => Arc::clone(back),
+                None => {
+                    let Ok(back) = UdpSocket::bind("127.0.0.1:0").await else {
+                        return;
+                    };
+                    let back = Arc::new(back);
+                    backs.insert(from, Arc::clone(&back));
+                    let (front, answers, spawn) =
+                        (Arc::clone(&front), Arc::clone(&back), spawner.clone());
+                    spawner.spawn("slow way back", async move {
+                        let mut packet = vec![0; 64 * 1024];
+                        while let Ok(length) = answers.recv(&mut packet).await {
+                            let late = late(&front, from, &packet[..length], one_way);
+                            spawn.spawn("on its way", late);
+                        }
+                    });
+                    back
+                }
+            };
+            let late = late(&back, to, &packet[..length], one_way);
+            spawner.spawn("on its way", late);
+        }
+    });
+    Ok(address)
+}
+
+fn late(
+    socket: &Arc<UdpSocket>,
+    to: SocketAddr,
+    packet: &[u8],
+    one_way: Duration,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (socket, packet) = (Arc::clone(socket), packet.to_vec());
+    let due = tokio::time::Instant::now() + one_way;
+    async move {
+        tokio::time::sleep_until(due).await;
+        // A packet that is lost is what networks do.
+        let _sent = socket.send_to(&packet, to).await;
+    }
 }
