@@ -1,9 +1,10 @@
 //! Other relays: who is at them, and the way of a leg from one relay to another.
 //!
-//! Each relay dials each other one and hears from it which agents are there and what they offer, so there is one connection for each
-//! direction, with many legs on it. A leg is passed on once and no further: the relay that takes it has no voucher to
-//! show to a third. What goes wrong with a leg stays in its stream. Deliberately absent: belief in what a relay says of
-//! a caller; see `sealock_net::tls::voucher`.
+//! Each relay dials each other one and hears from it which agents are there and what they offer, so there is one
+//! connection for each direction, with many legs on it. A leg is passed on once and no further: the relay that takes it
+//! has no voucher to show to a third. What goes wrong with a leg stays in its stream, which has a window of its own; the
+//! connection has room for many that are full. Deliberately absent: belief in what a relay says of a caller; see
+//! `sealock_net::tls::voucher`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -227,6 +228,7 @@ impl Entry {
             connection.close(Reason::PeerNotAuthentic);
             return Again::Lost(Reason::PeerNotAuthentic);
         }
+        connection.make_room();
         let heard = tokio::select! {
             biased; // a loss is told before the time is looked at
             reason = self.hear(&connection) => Some(reason),
@@ -300,6 +302,7 @@ pub(crate) async fn serve(
 ) {
     let ended = match greet(&shared, &connection, &name).await {
         Ok((inbox, writer)) => {
+            connection.make_room();
             let transport = connection.transport();
             let span = tracing::info_span!("session", relay = %name, %transport);
             let session = async {
@@ -474,5 +477,49 @@ async fn take_in(
             shared.hop.note_refusal(InletKind::Peer, &facts, reason);
             Near::Leg(leg).refuse(reason).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn present(agent: &str, offers: Option<&str>) -> Present {
+        Present {
+            agent: AgentId {
+                tenant: "default".parse().expect("a name"),
+                name: agent.parse().expect("a name"),
+            },
+            offers: offers.map(|name| name.parse().expect("a name")),
+        }
+    }
+
+    #[test]
+    fn what_another_relay_tells_twice_or_takes_back_twice_counts_once() {
+        let all = [
+            present("a", None),
+            present("a", Some("db")),
+            present("a", Some("web")),
+            present("b", Some("db")), // its own presence comes later, or never
+        ];
+        let told = |here: &[Present], gone: &[Present]| Presence {
+            here: here.to_vec(),
+            gone: gone.to_vec(),
+        };
+        let mut agents = Agents::default();
+        for (here, gone, count) in [
+            (&all[..], &[][..], 5),
+            (&all[..], &[], 5),
+            (&[], &all[1..2], 4),
+            (&[], &all[1..2], 4),
+            (&[], &all[..1], 2), // who is gone offers nothing
+            (&[], &all[..3], 2),
+            (&all[..2], &[], 4),
+        ] {
+            let taken = agents.take(told(here, gone));
+            assert_eq!((taken, agents.count), (Ok(()), count));
+        }
+        let offers: usize = agents.here.values().map(|remote| remote.offers.len()).sum();
+        assert_eq!(agents.count, agents.here.len() + offers);
     }
 }

@@ -189,6 +189,8 @@ impl Live {
                 () = config.farewell.cancelled(), if !is_leaving => {
                     // Nothing is offered any more; the session stays, so that later legs of what runs find us.
                     is_leaving = true;
+                    // Also what an earlier session of ours offered: the relay carries that over to this one.
+                    offered.extend(offers.borrow().iter().cloned());
                     send_offers(side, writer, offered, BTreeSet::new()).await
                 }
                 Ok(()) = offers.changed(), if !is_leaving => {

@@ -140,6 +140,16 @@ impl Connection {
         }
     }
 
+    /// Makes room for the streams of many who know nothing of each other: what some of them leave unread for a while does
+    /// not hold up the others.
+    pub fn make_room(&self) {
+        match &self.0 {
+            Carrier::Quic(it) => it.make_room(),
+            // Each stream has a window of its own there, and none is shared.
+            Carrier::Mux(..) => {}
+        }
+    }
+
     /// The largest packets that reach the other side, as far as is known and the carrier has any.
     #[must_use]
     pub fn packet_size(&self) -> Option<u16> {

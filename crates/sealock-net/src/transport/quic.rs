@@ -36,6 +36,7 @@ use wire::{Dialled, Wire};
 // More than ~1 000 gaps in one stream end the whole connection, and 2 MiB are ~1 700 packets: the most that is safe.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024; // 1 Gbit/s at 128 ms
+const SHARED_WINDOW: u32 = 256 * 1024 * 1024; // 1 000 streams that fill the window which each has at first
 const SOCKET_BUFFER: usize = 8 * 1024 * 1024; // 1 000 agents that return at once lose no handshake packet
 const INCOMING_BUFFER: u64 = 16 * 1024; // a first flight with a post-quantum key is 2 packets; early data is off
 const INCOMING_TOTAL: u64 = 16 * 1024 * 1024; // half of the memory that strangers may use
@@ -531,6 +532,11 @@ impl Connection {
     #[must_use]
     pub(crate) fn rtt(&self) -> Option<Duration> {
         self.inner.rtt(PathId::ZERO)
+    }
+
+    /// Widens what may be unread on all streams together.
+    pub(crate) fn make_room(&self) {
+        self.inner.set_receive_window(SHARED_WINDOW.into());
     }
 
     /// The largest packets that reach the other side, as far as is known.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -306,6 +307,44 @@ async fn a_busy_connection_gets_places_beyond_the_first_ones() {
     assert!(futures_util::poll!(beyond.as_mut()).is_pending());
     held.truncate(100); // the library tells of free places by the eighth
     beyond.await.expect("a place of those that ended");
+}
+
+/// More than a connection takes of what nobody reads, unless room was made for it.
+const UNREAD: usize = 20 * 1024 * 1024;
+
+// A7: between relays the streams of many share a connection; some that are not read leave it to the others.
+#[tokio::test]
+async fn streams_that_are_not_read_leave_a_shared_connection_to_the_others() {
+    let (tasks, net) = (Scope::new("test"), Net::new(Settings::default()));
+    let (near, far) = net.pair().await;
+    far.make_room();
+    let written = Arc::new(AtomicUsize::new(0));
+    let mut unread = Vec::new();
+    for _ in 0..16 {
+        let mut opened = near.open_bi().await.expect("a place");
+        let written = Arc::clone(&written);
+        tasks.spawn("writer", async move {
+            let chunk = Bytes::from(vec![7; 64 * 1024]);
+            while opened.send.write(chunk.clone()).await.is_ok() {
+                written.fetch_add(chunk.len(), Ordering::Relaxed);
+            }
+        });
+        unread.push(far.accept_bi().await.expect("a stream"));
+    }
+    let filled = async {
+        while written.load(Ordering::Relaxed) < UNREAD {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let filled = tokio::time::timeout(SOON, filled).await;
+    assert!(filled.is_ok(), "{written:?} bytes are all that went");
+    let mut opened = near.open_bi().await.expect("a place");
+    let word = Bytes::from_static(b"of another");
+    opened.send.write(word.clone()).await.expect("written");
+    opened.send.finish().expect("finished");
+    let mut accepted = far.accept_bi().await.expect("a stream");
+    let heard = tokio::time::timeout(SOON, all_of(&mut accepted.recv)).await;
+    assert_eq!(heard.expect("in time").expect("clean"), word);
 }
 
 #[tokio::test]
