@@ -106,7 +106,7 @@ fn three_hundred_streams_go_on_after_their_relays_death() {
     scene(Family::V4, |lab| {
         let (it, mut roles) = Deployment::twin(lab)?;
         let mut carried = Carried::start(&it)?;
-        let each = Transfer::both_ways(0, 80 << 10).paced(8 << 10);
+        let each = Transfer::both_ways(0, 64 << 10).paced(8 << 10);
         let load = Load::start(&it, 1, STREAMS, each)?;
         load.wait_for_each(1 << 10, SOON)?;
         let dies = carrier(&it)?;
