@@ -1,7 +1,7 @@
 //! The program as a process: how it is started, what it prints, and one whole deployment of it on loopback.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -170,13 +170,19 @@ impl Drop for Running {
     }
 }
 
+/// An address of this process alone: at 127.0.0.1 a free port may be taken by anybody's connection before it is used.
+fn own_loopback() -> Ipv4Addr {
+    let [_, second, third, fourth] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 | second, third, fourth)
+}
+
 pub(crate) fn free_tcp() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let listener = TcpListener::bind((own_loopback(), 0)).expect("a port");
     listener.local_addr().expect("its address")
 }
 
 pub(crate) fn free_udp() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let socket = UdpSocket::bind((own_loopback(), 0)).expect("a port");
     socket.local_addr().expect("its address")
 }
 

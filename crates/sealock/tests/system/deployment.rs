@@ -181,10 +181,13 @@ pub(crate) async fn start_relay(
     Ok(relay.await?)
 }
 
-/// A port that is free for a relay, which listens on UDP and TCP.
+/// A port that is free for a relay, which listens on UDP and TCP. At an address of this process alone: at 127.0.0.1 it
+/// may be taken by anybody's connection before it is used.
 pub(crate) fn free_udp_port() -> Result<SocketAddr> {
+    let [_, second, third, fourth] = std::process::id().to_be_bytes();
+    let own = std::net::Ipv4Addr::new(127, 128 | second, third, fourth);
     loop {
-        let address = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        let address = std::net::UdpSocket::bind((own, 0))?.local_addr()?;
         if std::net::TcpListener::bind(address).is_ok() {
             return Ok(address);
         }

@@ -1,6 +1,6 @@
 //! The ladder on loopback: real endpoints, UDP that is black-holed by a socket that reads nothing, and its healing.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use sealock_core::config::Upstreams;
 
@@ -64,9 +64,12 @@ fn loopback() -> SocketAddr {
     "127.0.0.1:0".parse().expect("an address")
 }
 
-/// A port that is black-holed over UDP: somebody has it and reads nothing.
+/// A port that is black-holed over UDP: somebody has it and reads nothing. At an address of this process alone, or the
+/// TCP port of the same number could be taken meanwhile by a connection of another one.
 fn black_hole() -> (UdpSocket, SocketAddr) {
-    let hole = UdpSocket::bind(loopback()).expect("a port");
+    let [_, second, third, fourth] = std::process::id().to_be_bytes();
+    let own = Ipv4Addr::new(127, 128 | second, third, fourth);
+    let hole = UdpSocket::bind((own, 0)).expect("a port");
     let address = hole.local_addr().expect("bound");
     (hole, address)
 }

@@ -1,6 +1,6 @@
 //! The processes of the demonstration: one public side, two agents, each with a state directory of its own.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -235,9 +235,14 @@ impl Agent {
 
 /// A free port of loopback. Another program may take it first; then the start fails and says so.
 fn free_port() -> anyhow::Result<SocketAddr> {
-    // Relay (UDP) and listeners (TCP) draw from one range; a UDP port that is free is as good a guess for TCP.
-    let socket = UdpSocket::bind("127.0.0.1:0").context("looking for a free port")?;
-    Ok(socket.local_addr()?)
+    loop {
+        // A relay listens on UDP and TCP.
+        let socket = UdpSocket::bind("127.0.0.1:0").context("looking for a free port")?;
+        let address = socket.local_addr()?;
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
 }
 
 fn command(state: &Path, arguments: &[&str]) -> anyhow::Result<Command> {
