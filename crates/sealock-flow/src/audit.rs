@@ -217,7 +217,7 @@ impl Audit {
     }
 
     /// Waits until the controller has every decision, for whoever is about to stop; says whether it has. One more
-    /// report that does not arrive is the end of the waiting, and so is [`FLUSH_LIMIT`].
+    /// report that does not arrive is the end of the waiting, and so are two seconds.
     ///
     /// # Cancel safety
     /// Safe.

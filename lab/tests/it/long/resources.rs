@@ -409,6 +409,11 @@ fn residents(carrying: &Carrying<'_>) -> Result<[(&'static str, u64); 3]> {
     ])
 }
 
+/// How long a hundred readers' buffers may take to fill: some hundreds of mebibytes.
+const SETTLE: Duration = Duration::from_secs(60);
+/// What the relay uses in a second in which only slow readers are served.
+const STILL: Duration = Duration::from_millis(100);
+
 /// Clients that read 1 KiB a second of what comes as fast as it may.
 struct SlowReaders {
     stop: Arc<AtomicBool>,
@@ -439,9 +444,15 @@ impl SlowReaders {
             }
             Ok(())
         });
-        // Their windows are full.
-        wait::pause(Duration::from_secs(5));
-        Ok(Self { stop, thread })
+        let slow = Self { stop, thread };
+        // Until their buffers are full, the systems' as well, they are as fast as others.
+        wait::until("the slow readers' buffers to be full", SETTLE, || {
+            let before = carrying.up.cpu_time()?;
+            wait::pause(Duration::from_secs(1));
+            let used = carrying.up.cpu_time()?.saturating_sub(before);
+            Ok((used < STILL).then_some(()))
+        })?;
+        Ok(slow)
     }
 
     fn stop(self) -> Result<()> {
