@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use prometheus_client::registry::Registry;
 use sealock_core::address::{HostPort, Target};
 use sealock_core::config::Transport;
-use sealock_core::fact::{Fact, Facts, Source};
+use sealock_core::fact::{Fact, Facts, Goal, Source};
 use sealock_core::identity::{AgentId, SpiffeId};
 use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
@@ -152,7 +152,7 @@ impl Parts {
             tenant: self.me.tenant.clone(),
             caller: Fact::new(self.me.clone(), Source::Configured),
             certificate: None,
-            service: Fact::new(service, Source::Configured),
+            goal: Goal::Service(Fact::new(service, Source::Configured)),
         }
     }
 }

@@ -42,7 +42,7 @@ impl Judge for ProviderJudge {
     fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
         let rule = rule::by_view(&self.views, facts)?;
         // Also when a flow is judged again: an offer that was taken back ends its flows.
-        match self.offers.target(&facts.service.value) {
+        match self.offers.target(facts.service()?) {
             Some(_) => Ok(rule),
             None => Err(Reason::PeerRefused),
         }
@@ -51,7 +51,7 @@ impl Judge for ProviderJudge {
     fn plan(&self, facts: &Facts, _leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
         let target = self
             .offers
-            .target(&facts.service.value)
+            .target(facts.service()?)
             .ok_or(Reason::PeerRefused)?;
         Ok(vec![match target {
             Target::Tcp(address) => Way::Direct(address),

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use sealock_core::address::Target;
 use sealock_core::fact::Facts;
 use sealock_core::name::ServiceName;
+use sealock_core::reason::Reason;
 use sealock_flow::hop::Hop;
 use sealock_flow::inlet::port::{self, Listener};
 use sealock_net::task::{Scope, Spawner};
@@ -28,6 +29,9 @@ pub enum ListenError {
     /// The unix socket cannot be made.
     #[error(transparent)]
     Unix(#[from] BindError),
+    /// The listener would lead to no service.
+    #[error("a listener leads to a service")]
+    NoService(#[from] Reason),
 }
 
 /// A listener of the agent.
@@ -83,7 +87,7 @@ impl Listeners {
         flows: Spawner,
     ) -> Result<ListenerGuard, ListenError> {
         let (listener, listen) = bind(listen).await?;
-        let service = facts.service.value.clone();
+        let service = facts.service()?.clone();
         let scope = Arc::new(Scope::new("listener"));
         scope.spawn("listen", async move {
             port::serve(listener, hop, facts, &flows).await

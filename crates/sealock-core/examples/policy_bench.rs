@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use sealock_core::identity::AgentId;
 use sealock_core::policy::condition::Expires;
-use sealock_core::policy::{Action, Condition, Conditions, Effect, Question, Rule, RuleSet};
+use sealock_core::policy::{
+    Action, Condition, Conditions, Effect, Question, Rule, RuleSet, Subject,
+};
 
 const RULES: usize = 10_000;
 const ROUNDS: u32 = 2_000;
@@ -64,6 +66,7 @@ fn rule(n: usize, [caller, service]: [String; 2]) -> Rule {
         },
         callers: vec![caller.parse().expect("a caller pattern")],
         services: vec![service.parse().expect("a service pattern")],
+        destinations: Vec::new(),
         actions: BTreeSet::from([Action::Open]),
         conditions: Conditions::from_iter([Condition::Expires(Expires::at(expired()))]),
     }
@@ -87,8 +90,10 @@ fn measure(rules: &RuleSet) -> u128 {
         groups: &groups,
         labels: &labels,
         action: Action::Open,
-        service: &service,
-        service_labels: Some(&labels),
+        subject: Subject::Service {
+            name: &service,
+            labels: Some(&labels),
+        },
     };
     let now = "2026-01-05T12:00:00Z".parse().expect("RFC 3339");
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Policy: who may do what to which service.
+//! Policy: who may do what to which service, or to which destination outside.
 //!
 //! Closed world: what no rule allows is denied. Deny beats allow, and the order of rules never matters. What cannot be
 //! decided (a condition of a newer version, labels of a service that nobody knows) never satisfies an allow and always
@@ -13,6 +13,8 @@ mod index;
 #[cfg(test)]
 mod oracle;
 pub mod pattern;
+pub mod place;
+mod places;
 mod set;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,9 +26,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::condition::{Condition, Conditions};
 pub use self::explain::{Explanation, Part, PartKind, RuleExplained};
-pub use self::file::{PolicyFile, PolicyTest, TestOutcome};
+pub use self::file::{PolicyFile, PolicyTest, TestGoal, TestOutcome};
 pub use self::pattern::{CallerPattern, Label, PatternError, ServicePattern};
+pub use self::place::{DestinationPattern, HostPattern, PlaceError};
 pub use self::set::RuleSet;
+use crate::destination::Destination;
 use crate::identity::AgentId;
 use crate::name::{GroupName, ServiceName};
 use crate::reason::Reason;
@@ -158,6 +162,9 @@ pub struct Rule {
     pub callers: Vec<CallerPattern>,
     /// The services that it speaks of: one of these patterns must match.
     pub services: Vec<ServicePattern>,
+    /// The destinations that it speaks of: one of these patterns must match.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub destinations: Vec<DestinationPattern>,
     /// What it speaks of.
     pub actions: BTreeSet<Action>,
     /// When it speaks at all: every one must hold.
@@ -172,7 +179,10 @@ struct StoredRule {
     id: RuleId,
     effect: Effect,
     callers: Vec<CallerPattern>,
+    #[serde(default)]
     services: Vec<ServicePattern>,
+    #[serde(default)]
+    destinations: Vec<DestinationPattern>,
     actions: BTreeSet<Action>,
     #[serde(default)]
     conditions: Conditions,
@@ -196,7 +206,10 @@ impl Rule {
     pub fn check(&self) -> Result<(), EmptyRule> {
         let lists = [
             ("callers", self.callers.is_empty()),
-            ("services", self.services.is_empty()),
+            (
+                "services",
+                self.services.is_empty() && self.destinations.is_empty(),
+            ),
             ("actions", self.actions.is_empty()),
         ];
         match lists.iter().find(|(_, empty)| *empty) {
@@ -218,6 +231,7 @@ impl TryFrom<StoredRule> for Rule {
             effect: stored.effect,
             callers: stored.callers,
             services: stored.services,
+            destinations: stored.destinations,
             actions: stored.actions,
             conditions: stored.conditions,
         };
@@ -238,9 +252,30 @@ pub struct Question<'a> {
     /// What is wanted.
     pub action: Action,
     /// To what.
-    pub service: &'a ServiceName,
-    /// What is said of the service; nothing is known of one that does not exist.
-    pub service_labels: Option<&'a BTreeMap<String, String>>,
+    pub subject: Subject<'a>,
+}
+
+/// What something is wanted to be done to.
+#[derive(Debug, Clone, Copy)]
+pub enum Subject<'a> {
+    /// A service of the tenant.
+    Service {
+        /// Its name.
+        name: &'a ServiceName,
+        /// What is said of it; nothing is known of one that does not exist.
+        labels: Option<&'a BTreeMap<String, String>>,
+    },
+    /// A place outside.
+    Destination(&'a Destination),
+}
+
+impl fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service { name, .. } => write!(f, "service `{name}`"),
+            Self::Destination(destination) => write!(f, "destination `{destination}`"),
+        }
+    }
 }
 
 /// What policy answers.

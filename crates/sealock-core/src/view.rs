@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::choice::Terms;
+use crate::destination::Destination;
+use crate::fact::Goal;
 use crate::identity::AgentId;
 use crate::name::{AgentName, GroupName, ServiceName, TenantName};
-use crate::policy::{Action, Decision, Explanation, Question, Rule, RuleSet};
+use crate::policy::{Action, Decision, Explanation, Question, Rule, RuleSet, Subject};
 
 /// Counts the changes of a tenant's view; it only grows.
 #[derive(
@@ -276,6 +278,24 @@ pub enum ViewError {
     },
 }
 
+/// What is asked of a view: may it be opened, or provided?
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    /// A service of the tenant.
+    Service(&'a ServiceName),
+    /// A place outside.
+    Destination(&'a Destination),
+}
+
+impl<'a> From<&'a Goal> for Wanted<'a> {
+    fn from(goal: &'a Goal) -> Self {
+        match goal {
+            Goal::Service(service) => Self::Service(&service.value),
+            Goal::Destination(destination) => Self::Destination(destination),
+        }
+    }
+}
+
 /// A tenant's view, read and ready for decisions.
 #[derive(Debug, Clone)]
 pub struct View {
@@ -341,10 +361,10 @@ impl View {
         &self,
         caller: &AgentId,
         action: Action,
-        service: &ServiceName,
+        wanted: Wanted<'_>,
         now: Timestamp,
     ) -> Decision {
-        let question = match self.question(caller, action, service) {
+        let question = match self.question(caller, action, wanted) {
             Ok(question) => question,
             Err(decision) => return decision,
         };
@@ -357,10 +377,10 @@ impl View {
         &self,
         caller: &AgentId,
         action: Action,
-        service: &ServiceName,
+        wanted: Wanted<'_>,
         now: Timestamp,
     ) -> Explanation {
-        match self.question(caller, action, service) {
+        match self.question(caller, action, wanted) {
             Ok(question) => {
                 let mut explanation = self.rules.explain(&question, now);
                 explanation.decision = self.tell(&question, explanation.decision);
@@ -378,7 +398,7 @@ impl View {
         &'a self,
         caller: &'a AgentId,
         action: Action,
-        service: &'a ServiceName,
+        wanted: Wanted<'a>,
     ) -> Result<Question<'a>, Decision> {
         if caller.tenant != self.head.tenant {
             return Err(Decision::ForeignCaller);
@@ -391,15 +411,24 @@ impl View {
             groups: &agent.groups,
             labels: &agent.labels,
             action,
-            service,
-            service_labels: self.services.get(service).map(|it| &it.labels),
+            subject: match wanted {
+                Wanted::Service(name) => Subject::Service {
+                    name,
+                    labels: self.services.get(name).map(|it| &it.labels),
+                },
+                Wanted::Destination(destination) => Subject::Destination(destination),
+            },
         })
     }
 
     /// Nothing can be opened that is not there; a name that nobody provides yet can be provided.
     fn tell(&self, question: &Question<'_>, decision: Decision) -> Decision {
-        let missing =
-            question.action == Action::Open && !self.services.contains_key(question.service);
+        let missing = match question.subject {
+            Subject::Service { name, .. } => {
+                question.action == Action::Open && !self.services.contains_key(name)
+            }
+            Subject::Destination(_) => false,
+        };
         match decision {
             Decision::Allowed { rule } if missing => Decision::NoSuchService { rule },
             Decision::Allowed { .. }
@@ -607,9 +636,19 @@ mod tests {
                 "denied: the caller belongs to another tenant",
             ),
         ] {
-            let judged = view.judge(&agent(caller), Action::Open, &name(service), now());
+            let judged = view.judge(
+                &agent(caller),
+                Action::Open,
+                Wanted::Service(&name(service)),
+                now(),
+            );
             assert_eq!(judged.to_string(), decision, "{caller} {service}");
-            let why = view.why(&agent(caller), Action::Open, &name(service), now());
+            let why = view.why(
+                &agent(caller),
+                Action::Open,
+                Wanted::Service(&name(service)),
+                now(),
+            );
             assert_eq!(why.decision, judged);
         }
     }
@@ -618,8 +657,13 @@ mod tests {
     fn nobody_learns_whether_a_forbidden_service_exists() {
         let view = view();
         let reason = |caller: &str, service: &str| {
-            view.judge(&agent(caller), Action::Open, &name(service), now())
-                .reason()
+            view.judge(
+                &agent(caller),
+                Action::Open,
+                Wanted::Service(&name(service)),
+                now(),
+            )
+            .reason()
         };
         // `vault` exists, `nothing` does not.
         for caller in ["t/bob", "t/carl", "t/eve", "u/ana"] {
@@ -632,7 +676,12 @@ mod tests {
 
     #[test]
     fn a_name_that_nobody_provides_yet_can_be_provided() {
-        let judged = view().judge(&agent("t/ana"), Action::Provide, &name("new"), now());
+        let judged = view().judge(
+            &agent("t/ana"),
+            Action::Provide,
+            Wanted::Service(&name("new")),
+            now(),
+        );
         assert!(judged.is_allowed(), "{judged}");
     }
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sealock_core::address::HostPort;
-use sealock_core::fact::{Facts, Source};
+use sealock_core::fact::{Facts, Goal, Source};
 use sealock_core::identity::AgentId;
-use sealock_core::name::{ServiceName, TenantName};
+use sealock_core::name::TenantName;
 use sealock_core::policy::RuleId;
 use sealock_core::reason::Reason;
 use sealock_net::link::Link;
@@ -32,7 +32,7 @@ pub struct Decision {
     /// How the hop knew who asked.
     pub caller_source: Source,
     /// For what.
-    pub service: ServiceName,
+    pub goal: Goal,
     /// The rule that allowed it, if one did.
     pub rule: Option<RuleId>,
     /// `DONE` when it was allowed and the way is open; else why not.
@@ -50,7 +50,7 @@ impl Decision {
             tenant: facts.tenant.clone(),
             caller: facts.caller.value.clone(),
             caller_source: facts.caller.source,
-            service: facts.service.value.clone(),
+            goal: facts.goal.clone(),
             rule,
             reason: refusal.unwrap_or(Reason::Done),
             count: 1,
@@ -60,7 +60,7 @@ impl Decision {
     /// Whether both say the same, but for their time.
     fn is_like(&self, other: &Self) -> bool {
         self.reason == other.reason
-            && self.service == other.service
+            && self.goal == other.goal
             && self.caller == other.caller
             && self.caller_source == other.caller_source
             && self.tenant == other.tenant
@@ -286,7 +286,7 @@ fn row(decision: &Decision) -> DecisionRow {
         at: decision.at,
         tenant: decision.tenant.clone(),
         caller: decision.caller.name.to_string(),
-        service: decision.service.to_string(),
+        service: decision.goal.to_string(),
         reason: decision.reason,
         rule: decision
             .rule
@@ -312,7 +312,7 @@ mod tests {
             tenant: caller.tenant.clone(),
             caller: Fact::new(caller, Source::Relayed),
             certificate: None,
-            service: Fact::new("db".parse().expect("a name"), Source::Relayed),
+            goal: Goal::Service(Fact::new("db".parse().expect("a name"), Source::Relayed)),
         };
         Decision::new(&facts, None, Some(Reason::QuotaExceeded))
     }
@@ -359,14 +359,14 @@ mod tests {
         let Decision {
             tenant,
             caller,
-            service,
+            goal,
             ..
         } = refusal("ann");
         let facts = Facts {
             tenant,
             caller: Fact::new(caller, Source::Certificate),
             certificate: None,
-            service: Fact::new(service, Source::Asked),
+            goal,
         };
         drop(audit.allows(&facts, "starter".parse().expect("a rule")));
         audit

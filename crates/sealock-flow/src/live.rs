@@ -191,7 +191,7 @@ impl Drop for Permit {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
-    use sealock_core::fact::{Fact, Source};
+    use sealock_core::fact::{Fact, Goal, Source};
     use sealock_core::identity::AgentId;
 
     use super::*;
@@ -209,7 +209,7 @@ mod tests {
             tenant: agent.tenant.clone(),
             caller: Fact::new(agent, Source::Certificate),
             certificate: None,
-            service: Fact::new("db".parse().expect("a name"), Source::Asked),
+            goal: Goal::Service(Fact::new("db".parse().expect("a name"), Source::Asked)),
         };
         let (held, entered) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {

@@ -77,7 +77,7 @@ impl Meter {
             inlet = inlet.as_str(),
             tenant = %facts.tenant,
             caller = %facts.caller.value.name,
-            service = %facts.service.value,
+            goal = %facts.goal,
             reason = reason.code(),
             "flow refused"
         );
@@ -100,7 +100,7 @@ impl Meter {
             inlet = flow.inlet.as_str(),
             tenant = %flow.facts.tenant,
             caller = %flow.facts.caller.value.name,
-            service = %flow.facts.service.value,
+            goal = %flow.facts.goal,
             reason = reason.code(),
             bytes_up = up,
             bytes_down = down,

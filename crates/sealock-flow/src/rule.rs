@@ -38,8 +38,12 @@ pub fn by_view(views: &ViewStore, facts: &Facts) -> Result<RuleId, Reason> {
         return Err(Reason::IdentityRevoked);
     }
     let now = jiff::Timestamp::now();
-    let (caller, service) = (&facts.caller.value, &facts.service.value);
-    let verdict = view.judge(caller, Action::Open, service, now);
+    let caller = &facts.caller.value;
+    said(&view.judge(caller, Action::Open, (&facts.goal).into(), now))
+}
+
+/// The rule that allows, or the reason that a refused caller is told.
+fn said(verdict: &sealock_core::policy::Decision) -> Result<RuleId, Reason> {
     match (verdict.reason(), verdict.rule()) {
         (None, Some(rule)) => Ok(rule.clone()),
         (reason, _) => Err(reason.unwrap_or(Reason::PolicyDenied)),

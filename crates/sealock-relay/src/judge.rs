@@ -36,7 +36,7 @@ impl Judge for RelayJudge {
 
     fn plan(&self, facts: &Facts, leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
         let view = self.views.current(&facts.tenant)?;
-        let service = view.service(&facts.service.value);
+        let service = view.service(facts.service()?);
         match (leg.and_then(LegHead::holder), service) {
             // A later leg is of use with the holder of the stream's other end only.
             (Some(holder), Some(service)) if service.providers.contains_key(holder) => {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sealock_core::address::HostPort;
-use sealock_core::fact::{Fact, Facts, Source};
+use sealock_core::fact::{Fact, Facts, Goal, Source};
 use sealock_core::identity::{AgentId, Principal};
 use sealock_core::name::{NodeName, ServiceName};
 use sealock_core::reason::Reason;
@@ -472,7 +472,7 @@ async fn take_in(
                 tenant: forward.caller.tenant.clone(),
                 caller: Fact::new(forward.caller, Source::Relayed),
                 certificate: None,
-                service: Fact::new(forward.open.service, Source::Asked),
+                goal: Goal::Service(Fact::new(forward.open.service, Source::Asked)),
             };
             shared.hop.note_refusal(InletKind::Peer, &facts, reason);
             Near::Leg(leg).refuse(reason).await;

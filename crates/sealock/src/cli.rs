@@ -8,8 +8,9 @@ use sealock_core::check::{Check, Interval, Patience, Probe, Threshold};
 use sealock_core::choice::Weight;
 use sealock_core::config::Flag;
 use sealock_core::config::unit::Span;
+use sealock_core::destination::Destination;
 use sealock_core::name::{AgentName, GroupName, ServiceName};
-use sealock_core::policy::{CallerPattern, Label, RuleId, ServicePattern};
+use sealock_core::policy::{CallerPattern, DestinationPattern, Label, RuleId, ServicePattern};
 
 use crate::settings::flag;
 
@@ -373,7 +374,11 @@ pub(crate) struct Rule {
     /// Who: an agent's name, a pattern such as `web-*`, `group:NAME`, `label:KEY=VALUE`, or `*`
     pub(crate) caller: CallerPattern,
     /// What: a service's name, a pattern such as `db.*`, `label:KEY=VALUE`, or `*`
-    pub(crate) service: ServicePattern,
+    #[arg(required_unless_present = "to")]
+    pub(crate) service: Option<ServicePattern>,
+    /// A place outside that the caller's workload may reach: `api.example.com:443`, `*.example.com`, `10.0.0.0/8:5432`
+    #[arg(long, value_name = "DESTINATION", conflicts_with = "provide")]
+    pub(crate) to: Vec<DestinationPattern>,
     /// Speak of providing the service, not of opening it
     #[arg(long)]
     pub(crate) provide: bool,
@@ -447,7 +452,11 @@ pub(crate) struct Why {
     /// The agent that wants it
     pub(crate) caller: AgentName,
     /// The service
-    pub(crate) service: ServiceName,
+    #[arg(required_unless_present = "to", conflicts_with = "to")]
+    pub(crate) service: Option<ServiceName>,
+    /// A place outside, such as `api.example.com:443`
+    #[arg(long, value_name = "DESTINATION", conflicts_with = "provide")]
+    pub(crate) to: Option<Destination>,
     /// Ask about providing the service, not about opening it
     #[arg(long)]
     pub(crate) provide: bool,

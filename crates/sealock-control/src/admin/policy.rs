@@ -5,9 +5,10 @@ use sealock_core::api::policy::{
     AddRequest, Allow, Apply, ApplyRequest, ApplyResponse, ChangeResponse, Deny, List, ListRequest,
     ListResponse, Origin, Remove, RemoveRequest, Why, WhyRequest, WhyResponse,
 };
+use sealock_core::destination::{Destination, DestinationError};
 use sealock_core::identity::AgentId;
 use sealock_core::policy::{Effect, Rule, RuleId};
-use sealock_core::view::{Head, View};
+use sealock_core::view::{Head, View, Wanted};
 use sha2::{Digest, Sha256};
 
 use super::{Actor, Admin, Handle, api_error};
@@ -61,6 +62,7 @@ async fn add(
         effect,
         callers: request.callers,
         services: request.services,
+        destinations: request.destinations,
         actions: request.actions,
         conditions: request.conditions,
     };
@@ -81,6 +83,7 @@ fn made_id(effect: Effect, request: &AddRequest) -> Result<RuleId, ApiError> {
     let content = (
         &request.callers,
         &request.services,
+        &request.destinations,
         &request.actions,
         &request.conditions,
     );
@@ -136,6 +139,11 @@ impl Handle for Apply {
     }
 }
 
+fn destination(text: &str) -> Result<Destination, ApiError> {
+    text.parse()
+        .map_err(|error: DestinationError| ApiError::new(error.to_string()))
+}
+
 impl Handle for Why {
     async fn handle(
         admin: &Admin,
@@ -156,7 +164,19 @@ impl Handle for Why {
             tenant: request.tenant,
             name: request.caller,
         };
-        let explained = view.why(&caller, request.action, &request.service, now);
+        let destination = match &request.destination {
+            Some(text) => Some(destination(text)?),
+            None => None,
+        };
+        let wanted = match (&request.service, &destination) {
+            (Some(service), None) => Wanted::Service(service),
+            (None, Some(destination)) => Wanted::Destination(destination),
+            _ => {
+                let error = ApiError::new("a question is about a service or about a destination");
+                return Err(error.with_hint("name exactly one of them"));
+            }
+        };
+        let explained = view.why(&caller, request.action, wanted, now);
         let decision = explained.decision;
         let rule = decision.rule().and_then(|id| view.rules().get(id));
         Ok(WhyResponse {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use sealock_core::address::HostPort;
 use sealock_core::identity::{AgentId, Principal, Role, SpiffeId};
 use sealock_core::name::{NodeName, Region, ServiceName, TenantName};
-use sealock_core::policy::{Action, Question, RuleSet};
+use sealock_core::policy::{Action, Question, RuleSet, Subject};
 use sealock_core::reason::Reason;
 use sealock_core::view::{Offering, ViewVersion};
 use sealock_net::identity::PeerIdentity;
@@ -384,8 +384,10 @@ fn may_provide(sharing: &Sharing<'_>, now: Timestamp) -> bool {
         groups: &sharing.agent.groups,
         labels: &sharing.agent.labels,
         action: Action::Provide,
-        service: sharing.service,
-        service_labels: Some(sharing.service_labels),
+        subject: Subject::Service {
+            name: sharing.service,
+            labels: Some(sharing.service_labels),
+        },
     };
     let rules = RuleSet::new(sharing.rules.to_vec());
     rules.decide(&question, now).is_allowed()

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{default_tenant, method};
 use crate::name::{AgentName, ServiceName, TenantName};
 use crate::policy::{
-    Action, CallerPattern, Conditions, Rule, RuleExplained, RuleId, ServicePattern,
+    Action, CallerPattern, Conditions, DestinationPattern, Rule, RuleExplained, RuleId,
+    ServicePattern,
 };
 use crate::reason::Reason;
 use crate::view::ViewVersion;
@@ -94,7 +95,11 @@ pub struct AddRequest {
     /// The agents that it speaks of, as patterns.
     pub callers: Vec<CallerPattern>,
     /// The services that it speaks of, as patterns.
+    #[serde(default)]
     pub services: Vec<ServicePattern>,
+    /// The destinations outside that it speaks of, as patterns.
+    #[serde(default)]
+    pub destinations: Vec<DestinationPattern>,
     /// What it speaks of.
     #[serde(default = "open")]
     pub actions: BTreeSet<Action>,
@@ -163,8 +168,12 @@ pub struct WhyRequest {
     pub tenant: TenantName,
     /// Who wants it.
     pub caller: AgentName,
-    /// To which service.
-    pub service: ServiceName,
+    /// To which service; or else to which destination.
+    #[serde(default)]
+    pub service: Option<ServiceName>,
+    /// To which destination outside: `HOST:PORT`, with `/udp` behind it where that is meant.
+    #[serde(default)]
+    pub destination: Option<String>,
     /// What is wanted.
     #[serde(default = "open_one")]
     pub action: Action,

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Decision, Effect, Question, Rule, RuleId, RuleSet};
+use super::{Answer, Decision, Effect, Question, Rule, RuleId, RuleSet, Subject};
 
 /// Which part of a rule is spoken of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +13,8 @@ pub enum PartKind {
     Caller,
     /// Which services it speaks of.
     Service,
+    /// Which destinations it speaks of.
+    Destination,
     /// What it speaks of.
     Action,
     /// When it speaks.
@@ -103,7 +105,7 @@ impl Rule {
     pub fn explain(&self, question: &Question<'_>, now: Timestamp) -> RuleExplained {
         let mut parts = vec![
             self.caller_part(question),
-            self.service_part(question),
+            self.subject_part(question),
             self.action_part(question),
         ];
         parts.extend(self.conditions.iter().map(|condition| Part {
@@ -125,10 +127,20 @@ impl Rule {
         part(PartKind::Caller, &who, answers)
     }
 
-    fn service_part(&self, question: &Question<'_>) -> Part {
-        let answers = self.services.iter().map(|it| (it.matches(question), it));
-        let what = format!("service `{}`", question.service);
-        part(PartKind::Service, &what, answers)
+    fn subject_part(&self, question: &Question<'_>) -> Part {
+        let what = question.subject.to_string();
+        match question.subject {
+            Subject::Service { name, labels } => {
+                let patterns = self.services.iter();
+                let answers = patterns.map(|it| (it.matches(name, labels), it));
+                part(PartKind::Service, &what, answers)
+            }
+            Subject::Destination(destination) => {
+                let patterns = self.destinations.iter();
+                let answers = patterns.map(|it| (it.matches(destination, self.effect), it));
+                part(PartKind::Destination, &what, answers)
+            }
+        }
     }
 
     fn action_part(&self, question: &Question<'_>) -> Part {
@@ -174,17 +186,22 @@ fn part<P: ToString>(
         };
     }
     let patterns: Vec<&str> = all.iter().map(|(_, pattern)| pattern.as_str()).collect();
+    let words = if patterns.is_empty() {
+        format!("{subject}: the rule speaks of none")
+    } else {
+        format!("{subject} matches none of `{}`", patterns.join("`, `"))
+    };
     Part {
         kind,
         answer: Answer::No,
-        words: format!("{subject} matches none of `{}`", patterns.join("`, `")),
+        words,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use crate::identity::AgentId;
-    use crate::policy::{Action, PolicyFile, Question, RuleSet};
+    use crate::policy::{Action, PolicyFile, Question, RuleSet, Subject};
 
     #[test]
     fn tells_what_matched_and_what_missed_in_words() {
@@ -218,8 +235,10 @@ services = ["web"]
             groups: &Default::default(),
             labels: &Default::default(),
             action: Action::Open,
-            service: &"db.prod".parse().expect("a name"),
-            service_labels: Some(&Default::default()),
+            subject: Subject::Service {
+                name: &"db.prod".parse().expect("a name"),
+                labels: Some(&Default::default()),
+            },
         };
         let now = "2026-01-05T12:00:00Z".parse().expect("RFC 3339");
         let explanation = RuleSet::new(file.rules).explain(&question, now);

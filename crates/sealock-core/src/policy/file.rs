@@ -23,9 +23,13 @@ use std::ops::Range;
 use jiff::Timestamp;
 
 use super::condition::CONDITIONS;
-use super::{Action, Condition, Conditions, Decision, Effect, Question, Rule, RuleId, RuleSet};
+use super::{
+    Action, Condition, Conditions, Decision, DestinationPattern, Effect, Question, Rule, RuleId,
+    RuleSet, Subject,
+};
 use crate::config::document::{Document, Item, Section};
 use crate::config::{FileError, Problem, Tombstone};
+use crate::destination::Destination;
 use crate::identity::AgentId;
 use crate::name::{AgentName, GroupName, ServiceName, TenantName};
 
@@ -50,15 +54,48 @@ pub struct PolicyTest {
     /// The caller's labels.
     pub labels: BTreeMap<String, String>,
     /// What is asked for.
-    pub service: ServiceName,
-    /// The service's labels.
-    pub service_labels: BTreeMap<String, String>,
+    pub goal: TestGoal,
     /// What is to be done.
     pub action: Action,
     /// When it is asked; otherwise when the tests are run.
     pub at: Option<Timestamp>,
     /// What must come out.
     pub expect: Effect,
+}
+
+/// What a test case asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TestGoal {
+    /// A service.
+    Service {
+        /// Its name.
+        name: ServiceName,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+    },
+    /// A place outside.
+    Destination(Destination),
+}
+
+impl TestGoal {
+    fn subject(&self) -> Subject<'_> {
+        match self {
+            Self::Service { name, labels } => Subject::Service {
+                name,
+                labels: Some(labels),
+            },
+            Self::Destination(destination) => Subject::Destination(destination),
+        }
+    }
+}
+
+impl std::fmt::Display for TestGoal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Service { name, .. } => name.fmt(f),
+            Self::Destination(destination) => destination.fmt(f),
+        }
+    }
 }
 
 /// How a test case ended.
@@ -88,11 +125,19 @@ const TEST_KEYS: &[&str] = &[
     "labels",
     "service",
     "service_labels",
+    "destination",
     "action",
     "at",
     "expect",
 ];
-const RULE_KEYS: &[&str] = &["id", "effect", "callers", "services", "actions"];
+const RULE_KEYS: &[&str] = &[
+    "id",
+    "effect",
+    "callers",
+    "services",
+    "destinations",
+    "actions",
+];
 
 impl PolicyFile {
     /// Reads a file; `file` is its name in errors.
@@ -172,8 +217,7 @@ impl PolicyTest {
             groups: &self.groups,
             labels: &self.labels,
             action: self.action,
-            service: &self.service,
-            service_labels: Some(&self.service_labels),
+            subject: self.goal.subject(),
         };
         TestOutcome {
             test: self.clone(),
@@ -212,7 +256,18 @@ fn rule(
         .need(document, "effect")
         .and_then(|item| word(document, item, "effect", &Effect::ALL, Effect::as_str));
     let callers = list(document, section, "callers");
-    let services = list(document, section, "services");
+    let destinations: Option<Vec<DestinationPattern>> = match section.get("destinations") {
+        Some(_) => list(document, section, "destinations"),
+        None => Some(Vec::new()),
+    };
+    // A rule speaks of services or of destinations; only one that names neither is told to name services.
+    let only_destinations =
+        section.get("services").is_none() && destinations.as_ref().is_none_or(|it| !it.is_empty());
+    let services = if only_destinations {
+        Some(Vec::new())
+    } else {
+        list(document, section, "services")
+    };
     let actions = match section.get("actions") {
         Some(item) => actions(document, item),
         None => BTreeSet::from([Action::Open]),
@@ -223,6 +278,7 @@ fn rule(
         effect: effect?,
         callers: callers?,
         services: services?,
+        destinations: destinations?,
         actions,
         conditions,
     };
@@ -282,9 +338,7 @@ fn test(
     let caller = section
         .need(document, "caller")
         .and_then(|item| document.parsed(item, "caller"));
-    let service = section
-        .need(document, "service")
-        .and_then(|item| document.parsed(item, "service"));
+    let goal = goal(document, section);
     let expect = section
         .need(document, "expect")
         .and_then(|item| word(document, item, "expect", &Effect::ALL, Effect::as_str));
@@ -297,7 +351,6 @@ fn test(
         None => Some(Action::Open),
     };
     let labels = section.labels(document, "labels");
-    let service_labels = section.labels(document, "service_labels");
     let at = section
         .get("at")
         .and_then(|item| document.parsed(item, "at"));
@@ -306,11 +359,29 @@ fn test(
         caller: caller?,
         groups,
         labels,
-        service: service?,
-        service_labels,
+        goal: goal?,
         action: action?,
         at,
         expect: expect?,
+    })
+}
+
+/// What a test case asks for: a service, or a destination as `HOST:PORT` with or without its protocol.
+fn goal(document: &mut Document<'_>, section: &Section<'_, '_>) -> Option<TestGoal> {
+    if let Some(item) = section.get("destination") {
+        if section.get("service").is_some() {
+            let why = "a case asks for a service or for a destination, not for both";
+            return document.accept(Err(why), item.span(), "destination");
+        }
+        let read = document.parsed(item, "destination");
+        return read.map(TestGoal::Destination);
+    }
+    let name = section.need(document, "service");
+    let name = name.and_then(|item| document.parsed(item, "service"));
+    let labels = section.labels(document, "service_labels");
+    Some(TestGoal::Service {
+        name: name?,
+        labels,
     })
 }
 
@@ -351,10 +422,25 @@ impl Rule {
             format!("[{}]", quoted.join(", "))
         };
         let callers = texts(self.callers.iter().map(ToString::to_string).collect());
-        let services = texts(self.services.iter().map(ToString::to_string).collect());
+        let subjects = [
+            (
+                "services",
+                self.services.iter().map(ToString::to_string).collect(),
+            ),
+            (
+                "destinations",
+                self.destinations.iter().map(ToString::to_string).collect(),
+            ),
+        ];
+        let subjects = subjects
+            .into_iter()
+            .filter(|(_, all): &(_, Vec<_>)| !all.is_empty());
+        let subjects: String = subjects
+            .map(|(key, all)| format!("{key} = {}\n", texts(all)))
+            .collect();
         let actions = texts(self.actions.iter().map(ToString::to_string).collect());
         let mut toml = format!(
-            "[[rule]]\nid = {}\neffect = {}\ncallers = {callers}\nservices = {services}\nactions = {actions}\n",
+            "[[rule]]\nid = {}\neffect = {}\ncallers = {callers}\n{subjects}actions = {actions}\n",
             quoted(self.id.as_str()),
             quoted(self.effect.as_str()),
         );

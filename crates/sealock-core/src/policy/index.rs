@@ -33,7 +33,7 @@ impl Bits {
         self.0.iter().all(|word| *word == 0)
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         for (word, more) in self.0.iter_mut().zip(&other.0) {
             *word |= more;
         }
@@ -71,13 +71,17 @@ impl Bits {
 
 /// The rules of one pattern: a list while that is smaller than a bit set.
 #[derive(Debug, Clone)]
-enum Posting {
+pub(super) enum Posting {
     Few(Vec<u32>),
     Many(Bits),
 }
 
 impl Posting {
-    fn insert(&mut self, rule: usize, rules: usize) {
+    pub(super) fn empty() -> Self {
+        Self::Few(Vec::new())
+    }
+
+    pub(super) fn insert(&mut self, rule: usize, rules: usize) {
         match self {
             Self::Few(list) if list.len() * 2 < rules.div_ceil(WORD) || list.len() < 4 => {
                 list.push(u32::try_from(rule).unwrap_or(u32::MAX));
@@ -94,7 +98,7 @@ impl Posting {
         }
     }
 
-    fn add_to(&self, all: &mut Bits) {
+    pub(super) fn add_to(&self, all: &mut Bits) {
         match self {
             Self::Few(list) => {
                 for rule in list {
@@ -195,8 +199,7 @@ impl Side {
 }
 
 fn entry<'a>(map: &'a mut BTreeMap<Arc<str>, Posting>, key: &str) -> &'a mut Posting {
-    map.entry(key.into())
-        .or_insert_with(|| Posting::Few(Vec::new()))
+    map.entry(key.into()).or_insert_with(Posting::empty)
 }
 
 /// Globs by what their matches begin with, or end with, or neither.
@@ -229,9 +232,7 @@ impl Globs {
         } else {
             &mut self.others
         };
-        bucket
-            .entry(glob.clone())
-            .or_insert_with(|| Posting::Few(Vec::new()))
+        bucket.entry(glob.clone()).or_insert_with(Posting::empty)
     }
 
     fn add_matches(&self, name: &str, found: &mut Bits) {

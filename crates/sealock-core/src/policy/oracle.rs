@@ -6,7 +6,11 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
+use std::net::IpAddr;
+
 use super::*;
+use crate::destination::Protocol;
+use crate::fact::{Fact, Source};
 use crate::name::TenantName;
 
 const NOW: &str = "2026-01-05T12:00:00Z"; // a Monday
@@ -24,6 +28,8 @@ struct Case {
     action: Action,
     service: ServiceName,
     service_labels: Option<BTreeMap<String, String>>,
+    /// What is asked for in place of the service.
+    destination: Option<Destination>,
 }
 
 impl Case {
@@ -33,8 +39,13 @@ impl Case {
             groups: &self.groups,
             labels: &self.labels,
             action: self.action,
-            service: &self.service,
-            service_labels: self.service_labels.as_ref(),
+            subject: match &self.destination {
+                Some(destination) => Subject::Destination(destination),
+                None => Subject::Service {
+                    name: &self.service,
+                    labels: self.service_labels.as_ref(),
+                },
+            },
         }
     }
 }
@@ -99,6 +110,13 @@ fn naive(rules: &[Rule], case: &Case) -> Decision {
                 rule.services.iter().map(ToString::to_string).collect(),
             )
         };
+        let reaches = |rule: &Rule, services: Vec<String>| match &case.destination {
+            None => best(services, true),
+            Some(destination) => rule.destinations.iter().any(|pattern| {
+                let answer = pattern.matches(destination, effect);
+                answer.satisfies(effect)
+            }),
+        };
         let applies = |rule: &&Rule| {
             let (callers, services) = texts(rule);
             let holds = rule.conditions.iter().all(|it| match it {
@@ -109,7 +127,7 @@ fn naive(rules: &[Rule], case: &Case) -> Decision {
             rule.effect == effect
                 && rule.actions.contains(&case.action)
                 && best(callers, false)
-                && best(services, true)
+                && reaches(rule, services)
                 && holds
         };
         let ids = rules.iter().filter(applies).map(|rule| rule.id.clone());
@@ -151,6 +169,24 @@ const SERVICES: &[&str] = &[
     "label:tier=db",
     "host:x",
 ];
+const DESTINATIONS: &[&str] = &[
+    "*",
+    "*:443",
+    "*/udp",
+    "api.example.com:443",
+    "*.example.com",
+    "**.example.com:8000-8999",
+    "api-*.example.com:443/tcp",
+    "10.0.0.0/8",
+    "10.1.0.0/16:443",
+    "0.0.0.0/0:80",
+    "127.0.0.0/8",
+    "169.254.169.254:80",
+    "[2001:db8::/32]:443",
+    "[64:ff9b::/96]",
+    "[::/0]",
+    "geo:de",
+];
 const CONDITION_SETS: &[&str] = &[
     "{}",
     "{}",
@@ -175,6 +211,7 @@ prop_compose! {
         effect in select(&Effect::ALL[..]),
         callers in patterns(CALLERS),
         services in patterns(SERVICES),
+        destinations in prop_oneof![Just(Vec::new()), patterns(DESTINATIONS)],
         actions in subsequence(&Action::ALL[..], 1..=2),
         conditions in select(CONDITION_SETS),
     ) -> Rule {
@@ -183,6 +220,7 @@ prop_compose! {
             effect,
             callers,
             services,
+            destinations,
             actions: actions.into_iter().collect(),
             conditions: serde_json::from_str(conditions).expect("conditions"),
         }
@@ -209,6 +247,29 @@ fn any_labels(
 }
 
 prop_compose! {
+    fn any_destination()(
+        protocol in select(&Protocol::ALL[..]),
+        address in select(&[
+            "10.1.2.3", "192.0.2.1", "127.0.0.1", "169.254.169.254", "2001:db8::1", "64:ff9b::a01:203",
+            "64:ff9b::7f00:1", "::ffff:10.1.2.3", "::1",
+        ][..]),
+        name in proptest::option::of(select(&[
+            "api.example.com", "example.com", "a.b.example.com", "api-1.example.com", "else.test",
+        ][..])),
+        is_claim: bool,
+        port in select(&[80, 443, 8000, 8443][..]),
+    ) -> Destination {
+        let address: IpAddr = address.parse().expect("an address");
+        let at = Destination::at(protocol, (address, port).into());
+        match name.map(|it| it.parse().expect("a name")) {
+            None => at,
+            Some(name) if is_claim => at.claimed(name, Source::Sni),
+            Some(name) => Destination::named(protocol, Fact::new(name, Source::Dns), port),
+        }
+    }
+}
+
+prop_compose! {
     fn any_case()(
         caller in select(&["ci-1", "ci-2", "web", "w", "ana"][..]),
         groups in subsequence(&["ops", "dev"][..], 0..=2),
@@ -216,6 +277,7 @@ prop_compose! {
         action in select(&Action::ALL[..]),
         service in select(&["db", "db.prod", "db.prod.eu", "web.prod", "longprefix-1.prod", "a.b"][..]),
         service_labels in proptest::option::of(any_labels("tier", &["web", "db"])),
+        destination in proptest::option::of(any_destination()),
     ) -> Case {
         Case {
             caller: AgentId {
@@ -227,6 +289,7 @@ prop_compose! {
             action,
             service: service.parse().expect("a name"),
             service_labels,
+            destination,
         }
     }
 }
@@ -263,6 +326,7 @@ proptest! {
             effect,
             callers: vec![CallerPattern::Any],
             services: vec![ServicePattern::Any],
+            destinations: vec!["*".parse().expect("a pattern")],
             actions: Action::ALL.into(),
             conditions: Conditions::default(),
         };
@@ -284,7 +348,8 @@ proptest! {
     fn rules_round_trip_through_toml(rules in any_rules(8)) {
         let from_here = |rule: &Rule| !serde_json::to_string(rule).expect("text").contains("country")
             && !rule.callers.iter().any(|it| matches!(it, CallerPattern::Unknown(_)))
-            && !rule.services.iter().any(|it| matches!(it, ServicePattern::Unknown(_)));
+            && !rule.services.iter().any(|it| matches!(it, ServicePattern::Unknown(_)))
+            && !rule.destinations.iter().any(|it| matches!(it, DestinationPattern::Unknown(_)));
         let rules = rules.into_iter().filter(from_here).collect();
         let file = PolicyFile { rules, tests: Vec::new() };
         prop_assert_eq!(PolicyFile::parse(&file.to_toml(), "printed"), Ok(file));
@@ -301,10 +366,14 @@ proptest! {
 
     #[test]
     fn what_is_read_as_a_pattern_prints_as_it_was_written(
-        text in prop_oneof![any::<String>(), "[a-c*.-]{1,6}", "(group|label|x):[a-c*.=-]{0,5}"],
+        text in prop_oneof![any::<String>(), "[a-c*.-]{1,6}", "[0-9.a:*/\\[\\]-]{1,12}", "(group|label|x):[a-c*.=-]{0,5}"],
     ) {
         if let Ok(pattern) = text.parse::<CallerPattern>() {
             prop_assert_eq!(pattern.to_string(), text.as_str());
+        }
+        if let Ok(pattern) = text.parse::<DestinationPattern>() {
+            let again: DestinationPattern = pattern.to_string().parse().expect("as printed");
+            prop_assert_eq!(again, pattern);
         }
         if let Ok(pattern) = text.parse::<ServicePattern>() {
             prop_assert_eq!(pattern.to_string(), text.as_str());
@@ -334,6 +403,7 @@ fn nothing_is_allowed_without_a_rule() {
         action: Action::Open,
         service: "web".parse().expect("a name"),
         service_labels: Some(BTreeMap::new()),
+        destination: None,
     };
     let decision = RuleSet::default().decide(&case.question(), now());
     assert_eq!(decision, Decision::NoRule);

@@ -11,6 +11,7 @@
 //! not canonical is an error that tells what to write. A kind of pattern from a newer version is kept when it comes
 //! from the store ([`CallerPattern::Unknown`]) and cannot be decided; in a file it is an error.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -119,7 +120,7 @@ impl Label {
         &self.value
     }
 
-    fn is_in(&self, labels: &std::collections::BTreeMap<String, String>) -> bool {
+    fn is_in(&self, labels: &BTreeMap<String, String>) -> bool {
         labels.get(self.key()).map(String::as_str) == Some(self.value())
     }
 }
@@ -142,7 +143,7 @@ impl fmt::Display for Label {
 }
 
 /// A text for an error message: escaped and cut.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let start: String = text.chars().take(80).collect();
     start.escape_default().to_string()
 }
@@ -203,13 +204,13 @@ fn label_matches(pattern: &[u8], label: &[u8]) -> bool {
 }
 
 /// What a text without `kind:` is.
-enum Plain<N> {
+pub(super) enum Plain<N> {
     Any,
     Name(N),
     Glob(Glob),
 }
 
-fn plain<N: FromStr>(text: &str, dots: &'static str) -> Result<Plain<N>, PatternError> {
+pub(super) fn plain<N: FromStr>(text: &str, dots: &'static str) -> Result<Plain<N>, PatternError> {
     if text.is_empty() {
         return Err(PatternError::Empty);
     }
@@ -391,14 +392,18 @@ impl fmt::Display for ServicePattern {
 }
 
 impl ServicePattern {
-    /// Whether the question's service is one of those meant; of an unknown service the labels cannot be decided.
+    /// Whether a service of this name and these labels is meant; of an unknown service the labels cannot be decided.
     #[must_use]
-    pub fn matches(&self, question: &Question<'_>) -> Answer {
+    pub fn matches(
+        &self,
+        service: &ServiceName,
+        labels: Option<&BTreeMap<String, String>>,
+    ) -> Answer {
         match self {
             Self::Any => Answer::Yes,
-            Self::Name(name) => (name == question.service).into(),
-            Self::Glob(glob) => glob.matches(question.service.as_str()).into(),
-            Self::Label(label) => match question.service_labels {
+            Self::Name(name) => (name == service).into(),
+            Self::Glob(glob) => glob.matches(service.as_str()).into(),
+            Self::Label(label) => match labels {
                 Some(labels) => label.is_in(labels).into(),
                 None => Answer::Unknown,
             },

@@ -2,8 +2,14 @@
 
 use jiff::Timestamp;
 
+use std::net::IpAddr;
+
 use super::index::{Bits, Key, Side};
-use super::{Action, CallerPattern, Decision, Effect, Question, Rule, RuleId, ServicePattern};
+use super::places::Places;
+use super::{
+    Action, CallerPattern, Decision, Effect, Question, Rule, RuleId, ServicePattern, Subject,
+};
+use crate::guard;
 
 /// The rules of one tenant, ready for decisions; their order as given has no influence.
 #[derive(Debug, Clone)]
@@ -12,6 +18,7 @@ pub struct RuleSet {
     rules: Vec<Rule>,
     callers: Side,
     services: Side,
+    destinations: Places,
     masks: [Mask; 4],
 }
 
@@ -37,6 +44,7 @@ impl RuleSet {
         let count = rules.len();
         let mut callers = Side::new(count);
         let mut services = Side::new(count);
+        let mut destinations = Places::new(count);
         let kinds = [
             (Effect::Deny, Action::Open),
             (Effect::Allow, Action::Open),
@@ -55,6 +63,9 @@ impl RuleSet {
             for pattern in &rule.services {
                 services.insert(&service_key(pattern), number);
             }
+            for pattern in &rule.destinations {
+                destinations.insert(pattern, number);
+            }
             for mask in &mut masks {
                 if mask.effect == rule.effect && rule.actions.contains(&mask.action) {
                     mask.rules.insert(number);
@@ -65,6 +76,7 @@ impl RuleSet {
             rules,
             callers,
             services,
+            destinations,
             masks,
         }
     }
@@ -99,17 +111,38 @@ impl RuleSet {
     #[must_use]
     pub fn decide(&self, question: &Question<'_>, now: Timestamp) -> Decision {
         let callers = self.callers_of(question);
-        let services = self.services_of(question);
-        if let Some(rule) = self.first_deny(question, now, (&callers, &services)) {
+        if let Some(rule) = self.first_deny(question, now, &callers) {
             return Decision::Denied { rule };
         }
         let Some(allows) = self.mask(Effect::Allow, question.action) else {
             return Decision::NoRule;
         };
-        match self.first(callers.common(&services, allows), question, now) {
+        let subjects = self.subjects_of(question.subject, Effect::Allow);
+        match self.first(callers.common(&subjects, allows), question, now) {
             Some(rule) => Decision::Allowed { rule },
             None => Decision::NoRule,
         }
+    }
+
+    /// Decides whether an address of a destination that is allowed may be dialled: no rule denies it, and if it is
+    /// special, a rule allows it by name.
+    #[must_use]
+    pub fn admits(&self, question: &Question<'_>, address: IpAddr, now: Timestamp) -> Decision {
+        let Subject::Destination(destination) = question.subject else {
+            return Decision::NoRule;
+        };
+        let asked = |destination| Question {
+            subject: Subject::Destination(destination),
+            ..*question
+        };
+        let resolved = destination.resolved(address);
+        let question = asked(&resolved);
+        let decision = self.decide(&question, now);
+        if guard::special(address).is_none() || !decision.is_allowed() {
+            return decision;
+        }
+        let alone = resolved.by_address().unwrap_or(resolved.clone());
+        self.decide(&asked(&alone), now)
     }
 
     /// The smallest deny that applies: to it also belongs what cannot be decided.
@@ -117,13 +150,12 @@ impl RuleSet {
         &self,
         question: &Question<'_>,
         now: Timestamp,
-        (callers, services): (&Bits, &Bits),
+        callers: &Bits,
     ) -> Option<RuleId> {
         let denies = self.mask(Effect::Deny, question.action)?;
-        let labels_unknown = question.service_labels.is_none();
         let callers = callers.with(self.callers.undecided(false));
-        let services = services.with(self.services.undecided(labels_unknown));
-        self.first(callers.common(&services, denies), question, now)
+        let subjects = self.subjects_of(question.subject, Effect::Deny);
+        self.first(callers.common(&subjects, denies), question, now)
     }
 
     fn mask(&self, effect: Effect, action: Action) -> Option<&Bits> {
@@ -154,12 +186,22 @@ impl RuleSet {
         found
     }
 
-    fn services_of(&self, question: &Question<'_>) -> Bits {
-        let mut found = self.services.of_name(question.service.as_str());
-        if let Some(labels) = question.service_labels {
+    /// The rules that speak of the subject, if they have this effect.
+    fn subjects_of(&self, subject: Subject<'_>, effect: Effect) -> Bits {
+        let (name, labels) = match subject {
+            Subject::Service { name, labels } => (name, labels),
+            Subject::Destination(destination) => return self.destinations.of(destination, effect),
+        };
+        let mut found = self.services.of_name(name.as_str());
+        if let Some(labels) = labels {
             self.services.add_labels(labels, &mut found);
         }
-        found
+        match effect {
+            Effect::Allow => found,
+            Effect::Deny => found
+                .with(self.services.undecided(labels.is_none()))
+                .into_owned(),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! The relay believes the certificate of the session. The provider believes only the certificate that the caller shows
 //! end to end, inside the leg; what the relay said of the caller must agree with it.
 
-use sealock_core::fact::{CertificateRef, Fact, Facts, Source};
+use sealock_core::fact::{CertificateRef, Fact, Facts, Goal, Source};
 use sealock_core::identity::AgentId;
 use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
@@ -44,7 +44,7 @@ pub fn claimed(incoming: &Incoming) -> Facts {
         tenant: incoming.caller.tenant.clone(),
         caller: Fact::new(incoming.caller.clone(), Source::Relayed),
         certificate: None,
-        service: Fact::new(incoming.service.clone(), Source::Relayed),
+        goal: Goal::Service(Fact::new(incoming.service.clone(), Source::Relayed)),
     }
 }
 
@@ -135,7 +135,7 @@ pub async fn take_up(hop: &Hop, doors: &Doors, me: &AgentName, incoming: Incomin
 fn owned(doors: &Doors, stream: StreamId, claimed: &Facts) -> Result<(Door, Facts), Reason> {
     let door = doors.find(stream)?;
     let (caller, peer) = door.owner().ok_or(Reason::AttachRefused)?;
-    let is_same = *caller == claimed.caller.value && *door.service() == claimed.service.value;
+    let is_same = *caller == claimed.caller.value && claimed.goal.service() == Some(door.service());
     if !is_same {
         return Err(Reason::PeerNotAuthentic);
     }
@@ -156,7 +156,7 @@ fn proved_facts(caller: AgentId, peer: &PeerIdentity, service: ServiceName) -> F
         tenant: caller.tenant.clone(),
         caller: Fact::new(caller, Source::Certificate),
         certificate: Some(certificate(peer)),
-        service: Fact::new(service, Source::Asked),
+        goal: Goal::Service(Fact::new(service, Source::Asked)),
     }
 }
 

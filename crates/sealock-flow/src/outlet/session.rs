@@ -90,7 +90,7 @@ impl ServiceOutlet {
         facts: &Facts,
         early: impl FnOnce() -> Result<Bytes, Reason>,
     ) -> Result<Io, Reason> {
-        let service = facts.service.value.clone();
+        let service = facts.service()?.clone();
         let view = self.views.current(&facts.tenant)?;
         let providers = providers(&view, facts)?;
         let stream = StreamId(rand::random());
@@ -161,7 +161,7 @@ fn may_begin_again(reason: Reason) -> bool {
 /// Those who may answer for the service: what the controller signed, not what the relay says.
 fn providers(view: &View, facts: &Facts) -> Result<BTreeSet<AgentId>, Reason> {
     let service = view
-        .service(&facts.service.value)
+        .service(facts.service()?)
         .ok_or(Reason::NoSuchService)?;
     let id = |name: &AgentName| AgentId {
         tenant: facts.tenant.clone(),
@@ -223,7 +223,7 @@ pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Resul
     let incoming = Message::Incoming(Incoming {
         stream: head.stream,
         epoch: head.epoch,
-        service: opening.facts.service.value.clone(),
+        service: opening.facts.service()?.clone(),
         caller: opening.facts.caller.value.clone(),
     });
     leg.send
@@ -261,7 +261,7 @@ pub(super) async fn hand_over(peer: &PeerRelay, opening: &Opening<'_>) -> Result
         open: Open {
             stream: head.stream,
             epoch: head.epoch,
-            service: opening.facts.service.value.clone(),
+            service: opening.facts.service()?.clone(),
             provider: Some(peer.agent.clone()),
         },
         caller: opening.facts.caller.value.clone(),

@@ -66,7 +66,8 @@ fn request(common: &Common, rule: cli::Rule) -> anyhow::Result<AddRequest> {
         tenant: tenant(common)?,
         id: rule.id,
         callers: vec![rule.caller],
-        services: vec![rule.service],
+        services: rule.service.into_iter().collect(),
+        destinations: rule.to,
         actions: BTreeSet::from([action]),
         conditions,
     })
@@ -87,13 +88,20 @@ fn sentence(rule: &Rule) -> String {
         rule.id,
         print::list(&rule.callers),
         print::list(&rule.actions),
-        print::list(&rule.services)
+        subjects(rule)
     );
     let now = Timestamp::now();
     for condition in rule.conditions.iter() {
         text.push_str(&format!(", {}", condition.explain(now)));
     }
     text
+}
+
+/// What a rule speaks of: services, and destinations behind them.
+fn subjects(rule: &Rule) -> String {
+    let services = rule.services.iter().map(ToString::to_string);
+    let destinations = rule.destinations.iter().map(ToString::to_string);
+    print::list(services.chain(destinations))
 }
 
 /// Which way a length of time counts.
@@ -140,7 +148,7 @@ async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
             rule.effect.to_string(),
             print::list(&rule.callers),
             print::list(&rule.actions),
-            print::list(&rule.services),
+            subjects(&rule),
             print::list(
                 rule.conditions
                     .iter()
@@ -150,9 +158,7 @@ async fn list(common: &Common, form: Json) -> anyhow::Result<()> {
         ]
     });
     print::table(
-        &[
-            "RULE", "EFFECT", "CALLERS", "ACTIONS", "SERVICES", "WHEN", "FROM",
-        ],
+        &["RULE", "EFFECT", "CALLERS", "ACTIONS", "TO", "WHEN", "FROM"],
         rows.collect(),
         "no rule: nothing can be opened; `sealock policy allow CALLER SERVICE` adds one",
     );
@@ -218,7 +224,7 @@ async fn apply(common: &Common, path: &Path, dry_run: bool, form: Json) -> anyho
 struct TestRow {
     line: usize,
     caller: String,
-    service: String,
+    goal: String,
     expect: String,
     passed: bool,
     decision: String,
@@ -233,7 +239,7 @@ fn test(common: &Common, path: &Path, form: Json) -> anyhow::Result<()> {
         .map(|outcome| TestRow {
             line: outcome.test.line,
             caller: outcome.test.caller.to_string(),
-            service: outcome.test.service.to_string(),
+            goal: outcome.test.goal.to_string(),
             expect: outcome.test.expect.to_string(),
             passed: outcome.passed(),
             decision: outcome.decision.to_string(),
@@ -249,7 +255,7 @@ fn test(common: &Common, path: &Path, form: Json) -> anyhow::Result<()> {
                 path.display(),
                 row.line,
                 row.caller,
-                row.service,
+                row.goal,
                 row.expect,
                 row.decision
             ));
@@ -273,6 +279,7 @@ pub(crate) async fn why(common: &Common, flags: Why) -> anyhow::Result<ExitCode>
         tenant: tenant(common)?,
         caller: flags.caller,
         service: flags.service,
+        destination: flags.to.map(|it| it.to_string()),
         action,
     };
     let answer = ask::<WhyMethod>(common, &request).await?;

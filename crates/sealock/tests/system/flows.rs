@@ -261,6 +261,7 @@ async fn a_change_of_policy_leaves_the_flows_alone_that_it_still_allows() -> Res
         id: None,
         callers: vec!["somebody".parse()?],
         services: vec!["else".parse()?],
+        destinations: Vec::new(),
         actions: std::iter::once(Action::Open).collect(),
         conditions: Conditions::default(),
     };
@@ -285,6 +286,7 @@ async fn a_rule_that_ends_by_itself_cuts_the_flows_that_it_alone_allowed() -> Re
         id: Some("brief".parse()?),
         callers: vec!["caller".parse()?],
         services: vec!["echo".parse()?],
+        destinations: Vec::new(),
         actions: std::iter::once(Action::Open).collect(),
         conditions: std::iter::once(Condition::Expires(Expires::at(ends))).collect(),
     };

@@ -98,6 +98,7 @@ pub(crate) async fn cast() -> Result<(Deployment, [AgentHandle; 2], AgentHandle)
         id: None,
         callers: vec!["first".parse()?, "second".parse()?],
         services: vec!["letter".parse()?],
+        destinations: Vec::new(),
         actions: std::iter::once(Action::Provide).collect(),
         conditions: Conditions::default(),
     };

@@ -69,7 +69,7 @@ async fn decisions(relay: &RelayHandle, service: &str) -> Result<Vec<Decision>> 
     let look = async {
         loop {
             let mut found = relay.audit.untold();
-            found.retain(|one| one.service.as_str() == service);
+            found.retain(|one| one.goal.to_string() == service);
             if !found.is_empty() {
                 return found;
             }

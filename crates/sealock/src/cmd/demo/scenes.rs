@@ -135,6 +135,7 @@ pub(super) async fn denied(stage: &Stage, figures: &mut Figures) -> anyhow::Resu
         id: None,
         callers: vec!["caller".parse()?],
         services: vec!["vault".parse()?],
+        destinations: Vec::new(),
         actions: BTreeSet::from([Action::Open]),
         conditions: Conditions::default(),
     };
