@@ -9,7 +9,8 @@ use sealock_core::reason::Reason;
 use sealock_flow::arrival::LegHead;
 use sealock_flow::outlet::Way;
 use sealock_flow::outlet::session::ServiceOutlet;
-use sealock_flow::rule::{self, Judge};
+use sealock_flow::rule::Judge;
+use sealock_flow::rules;
 use sealock_net::views::ViewStore;
 
 use crate::offers::Offers;
@@ -23,7 +24,7 @@ pub(crate) struct CallerJudge {
 
 impl Judge for CallerJudge {
     fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
-        rule::by_view(&self.views, facts)
+        rules::by_view(&self.views, facts)
     }
 
     fn plan(&self, _facts: &Facts, _leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
@@ -40,7 +41,7 @@ pub(crate) struct ProviderJudge {
 
 impl Judge for ProviderJudge {
     fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
-        let rule = rule::by_view(&self.views, facts)?;
+        let rule = rules::by_view(&self.views, facts)?;
         // Also when a flow is judged again: an offer that was taken back ends its flows.
         match self.offers.target(facts.service()?) {
             Some(_) => Ok(rule),

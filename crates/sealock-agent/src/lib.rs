@@ -5,6 +5,7 @@
 
 mod agent;
 mod control;
+pub mod egress;
 mod health;
 mod judge;
 mod listeners;

@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::HostName;
+
 /// The other end of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Remote<T>(pub T);
@@ -53,6 +55,15 @@ pub struct HostPort {
 }
 
 impl HostPort {
+    /// A host by its name; `None` for port 0.
+    #[must_use]
+    pub fn named(host: &HostName, port: u16) -> Option<Self> {
+        (port != 0).then(|| Self {
+            host: host.as_str().to_owned(),
+            port,
+        })
+    }
+
     /// The host without brackets.
     #[must_use]
     pub fn host(&self) -> &str {

@@ -122,6 +122,12 @@ impl Destination {
         }
     }
 
+    /// Whether the name is only the flow's own word.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        matches!(self.place, Place::Claimed(..))
+    }
+
     /// The claim without the address: what would be judged if the workload had asked for the name.
     #[must_use]
     pub fn by_name(&self) -> Option<Self> {

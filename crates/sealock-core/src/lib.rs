@@ -22,6 +22,8 @@
 //! | *service* | a name in a tenant that agents provide and others open |
 //! | *check*, *probe* | what tells whether the program behind a service is well; one way of trying it |
 //! | *terms*, *candidate* | how a provider wants to be chosen: weight, standby, region; a provider that may be chosen for an open |
+//! | *destination*, *claim* | a place outside that a workload wants to reach; a name that only the flow's own bytes tell |
+//! | *route*, *way* | by which ways destinations are reached; one way out |
 //! | *provider*, *caller* | the agent that serves a service, the agent that opens it |
 //! | *view* | all that a tenant's nodes know of it: rules, services, agents, revocations; signed |
 //! | *tenant* | a closed world of names; nothing is visible from one to another |
@@ -40,6 +42,7 @@ pub mod identity;
 pub mod name;
 pub mod policy;
 pub mod reason;
+pub mod route;
 pub mod secret;
 pub mod token;
 pub mod view;

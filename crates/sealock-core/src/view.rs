@@ -6,6 +6,7 @@
 //! Deliberately absent: keys and signatures themselves (`sealock-net`), and time: callers say what `now` is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -390,6 +391,21 @@ impl View {
                 decision,
                 rules: Vec::new(),
             },
+        }
+    }
+
+    /// Decides whether an address that an allowed destination's name has may be dialled; see [`RuleSet::admits`].
+    #[must_use]
+    pub fn admits(
+        &self,
+        caller: &AgentId,
+        destination: &Destination,
+        address: IpAddr,
+        now: Timestamp,
+    ) -> Decision {
+        match self.question(caller, Action::Open, Wanted::Destination(destination)) {
+            Ok(question) => self.rules.admits(&question, address, now),
+            Err(decision) => decision,
         }
     }
 

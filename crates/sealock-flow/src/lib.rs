@@ -15,3 +15,4 @@ pub mod meter;
 pub mod name;
 pub mod outlet;
 pub mod rule;
+pub mod rules;

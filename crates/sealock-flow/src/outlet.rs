@@ -18,6 +18,7 @@ use crate::live::{LiveFlow, Permit};
 use crate::rule::Ruled;
 
 pub mod direct;
+pub mod outside;
 pub mod session;
 pub mod unix;
 
@@ -32,6 +33,8 @@ pub enum Way {
     Peer(session::PeerRelay),
     /// To a TCP listener.
     Direct(HostPort),
+    /// To the flow's destination outside.
+    Outside(Box<outside::Outside>),
     /// To a unix stream socket.
     Unix(PathBuf),
     /// Nowhere.
@@ -46,6 +49,7 @@ impl Way {
             Self::Service(_) | Self::Provider(_) => "session",
             Self::Peer(_) => "peer",
             Self::Direct(_) => "direct",
+            Self::Outside(outside) => outside.as_str(),
             Self::Unix(_) => "unix",
             Self::Refuse(_) => "refuse",
         }
@@ -150,6 +154,7 @@ async fn open_way(way: &Way, opening: &mut Opening<'_>) -> Result<Io, Reason> {
         Way::Provider(provider) => session::forward(provider, opening).await,
         Way::Peer(peer) => session::hand_over(peer, opening).await,
         Way::Direct(address) => direct::open(address).await.map(Io::Tcp),
+        Way::Outside(outside) => outside.open(opening.facts).await.map(Io::Tcp),
         Way::Unix(path) => {
             let stream = unix::open(path).await?;
             Ok(Io::Unix(stream.into()))

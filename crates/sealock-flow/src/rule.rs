@@ -1,9 +1,8 @@
 //! The third stage: policy's verdict, a permit that it can take back, and the ways to try in order.
 
 use sealock_core::fact::Facts;
-use sealock_core::policy::{Action, RuleId};
+use sealock_core::policy::RuleId;
 use sealock_core::reason::Reason;
-use sealock_net::views::ViewStore;
 
 use crate::arrival::LegHead;
 use crate::audit::{Audit, Decision, Undecided};
@@ -24,30 +23,6 @@ pub trait Judge: Send + Sync + 'static {
     /// # Errors
     /// The reason why there is none.
     fn plan(&self, facts: &Facts, leg: Option<&LegHead>) -> Result<Vec<Way>, Reason>;
-}
-
-/// What the tenant's view says of a flow: is the caller's certificate still good, and does a rule allow the open?
-///
-/// # Errors
-/// The reason why not; without a view, or with one that is too old, nothing is allowed.
-pub fn by_view(views: &ViewStore, facts: &Facts) -> Result<RuleId, Reason> {
-    let view = views.current(&facts.tenant)?;
-    if let Some(certificate) = &facts.certificate
-        && view.is_revoked(&certificate.serial, &certificate.key_digest)
-    {
-        return Err(Reason::IdentityRevoked);
-    }
-    let now = jiff::Timestamp::now();
-    let caller = &facts.caller.value;
-    said(&view.judge(caller, Action::Open, (&facts.goal).into(), now))
-}
-
-/// The rule that allows, or the reason that a refused caller is told.
-fn said(verdict: &sealock_core::policy::Decision) -> Result<RuleId, Reason> {
-    match (verdict.reason(), verdict.rule()) {
-        (None, Some(rule)) => Ok(rule.clone()),
-        (reason, _) => Err(reason.unwrap_or(Reason::PolicyDenied)),
-    }
 }
 
 /// A flow that may be, and how.

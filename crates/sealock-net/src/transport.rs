@@ -10,7 +10,7 @@ mod glitches;
 mod keys;
 mod mux;
 mod network;
-pub(crate) mod proxy;
+pub mod proxy;
 mod pulse;
 mod quic;
 mod tcp;
@@ -120,7 +120,7 @@ pub enum ConnectError {
     Tcp(#[source] std::io::Error),
     /// The proxy on the way does not let us through.
     #[error(transparent)]
-    Proxy(ProxyError),
+    Proxy(#[from] ProxyError),
     /// The handshake did not end in time.
     #[error(
         "the other side did not finish its handshake in time; hint: is its address open in the firewalls on the way?"

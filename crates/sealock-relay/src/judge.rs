@@ -12,7 +12,8 @@ use sealock_core::reason::Reason;
 use sealock_core::view::Service;
 use sealock_flow::arrival::LegHead;
 use sealock_flow::outlet::Way;
-use sealock_flow::rule::{self, Judge};
+use sealock_flow::rule::Judge;
+use sealock_flow::rules;
 use sealock_net::identity::PeerIdentity;
 use sealock_net::views::ViewStore;
 
@@ -31,7 +32,7 @@ pub(crate) struct RelayJudge {
 
 impl Judge for RelayJudge {
     fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
-        rule::by_view(&self.views, facts)
+        rules::by_view(&self.views, facts)
     }
 
     fn plan(&self, facts: &Facts, leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {

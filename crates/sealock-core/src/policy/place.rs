@@ -315,6 +315,26 @@ impl fmt::Display for DestinationPattern {
 }
 
 impl DestinationPattern {
+    /// Every destination.
+    pub const ALL: Self = Self::Place(HostPattern::Any, Ports::ALL);
+
+    /// Whether the destination is one of those meant, special or not; what cannot be decided is not.
+    #[must_use]
+    pub fn covers(&self, destination: &Destination) -> bool {
+        let Self::Place(host, ports) = self else {
+            return false;
+        };
+        let holds = |address: IpAddr| match host {
+            HostPattern::Any => true,
+            HostPattern::Net(net) => net.contains(&address),
+            HostPattern::Name(_) | HostPattern::Glob(_) | HostPattern::Under(_) => false,
+        };
+        let named = destination.name().map(|name| host.names(&name.value));
+        let held = destination.address().map(holds);
+        ports.contains(destination.protocol(), destination.port())
+            && (named == Some(true) || held == Some(true))
+    }
+
     /// Whether a rule of this effect speaks of the destination by this pattern.
     #[must_use]
     pub fn matches(&self, destination: &Destination, effect: Effect) -> Answer {

@@ -1,7 +1,7 @@
 //! TCP connections through an upstream proxy: HTTP CONNECT (RFC 9110 §9.3.6) and SOCKS5 (RFC 1928, RFC 1929).
 //!
-//! The proxy gets the name of the relay, not an address: it may be the only one that can look it up. What it learns is
-//! what TLS shows anybody on the way. Not one byte is sent or read beyond the proxy's own talk. Deadlines are the
+//! The proxy gets the name of the target, not an address: it may be the only one that can look it up. Of a relay it
+//! learns what TLS shows anybody on the way. Not one byte is sent or read beyond the proxy's own talk. Deadlines are the
 //! caller's; every answer has a bound. Deliberately absent: which proxy, if any (`Upstreams`).
 
 use std::io;
@@ -12,8 +12,6 @@ use sealock_core::address::HostPort;
 use sealock_core::config::{Upstream, UpstreamKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use super::ConnectError;
 
 /// Why a proxy did not open the way.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +42,8 @@ pub enum ProxyError {
         "the proxy {0} does not answer as one; hint: is it an `http://` or a `socks5://` proxy?"
     )]
     Protocol(HostPort),
-    /// Its login, or the name of the relay, is longer than the protocol can say.
-    #[error("the login for the proxy {0}, or the name of the relay, is too long")]
+    /// Its login, or the name of the target, is longer than the protocol can say.
+    #[error("the login for the proxy {0}, or the name of the target, is too long")]
     TooLong(HostPort),
 }
 
@@ -56,10 +54,7 @@ pub enum ProxyError {
 ///
 /// # Cancel safety
 /// Dropping the future gives the attempt up.
-pub(crate) async fn open(
-    upstream: &Upstream,
-    target: &HostPort,
-) -> Result<TcpStream, ConnectError> {
+pub async fn open(upstream: &Upstream, target: &HostPort) -> Result<TcpStream, ProxyError> {
     let proxy = upstream.address();
     let talk = async {
         let mut stream = TcpStream::connect((proxy.host(), proxy.port())).await?;
@@ -72,15 +67,14 @@ pub(crate) async fn open(
     };
     let talked: io::Result<_> = talk.await;
     let proxy = proxy.clone();
-    let error = match talked {
+    Err(match talked {
         Ok((stream, Opened::Yes)) => return Ok(stream),
         Ok((_, Opened::Login)) => ProxyError::Login(proxy),
         Ok((_, Opened::Refused(code))) => ProxyError::Refused { proxy, code },
         Ok((_, Opened::Protocol)) => ProxyError::Protocol(proxy),
         Ok((_, Opened::TooLong)) => ProxyError::TooLong(proxy),
         Err(source) => ProxyError::Io { proxy, source },
-    };
-    Err(ConnectError::Proxy(error))
+    })
 }
 
 /// What a proxy made of the request.

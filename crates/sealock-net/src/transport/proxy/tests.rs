@@ -12,7 +12,7 @@ async fn open_through(
     scheme: &str,
     login: &str,
     script: Vec<(&'static [u8], &'static [u8])>,
-) -> Result<TcpStream, ConnectError> {
+) -> Result<TcpStream, ProxyError> {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let scope = Scope::new("proxy");
@@ -119,7 +119,7 @@ async fn refusals_say_what_to_do_and_nonsense_is_told_from_them() {
     ];
     for (at, (scheme, script, expected)) in cases.into_iter().enumerate() {
         match open_through(scheme, "", script).await {
-            Err(ConnectError::Proxy(error)) => assert!(expected(&error), "case {at}: {error:?}"),
+            Err(error) => assert!(expected(&error), "case {at}: {error:?}"),
             other => panic!("case {at}: {other:?}"),
         }
     }
