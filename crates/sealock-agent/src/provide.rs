@@ -44,28 +44,29 @@ pub(crate) async fn serve(
         };
         let (me, hop, end_to_end) = (me.clone(), hop.clone(), end_to_end.clone());
         let doors = doors.clone();
-        tasks.spawn("provide", async move {
+        let before = async move {
             if is_later {
                 session::take_up(&hop, &doors, &me, incoming, leg).await;
-                return drop(slot);
+                drop(slot);
+                return None;
             }
             let Some(place) = doors.enter(incoming.stream, incoming.service.clone()) else {
                 let claimed = session::claimed(&incoming);
                 hop.note_refusal(InletKind::Session, &claimed, Reason::StreamInUse);
-                return Near::Leg(leg.io).refuse(Reason::StreamInUse).await;
+                Near::Leg(leg.io).refuse(Reason::StreamInUse).await;
+                return None;
             };
-            let arrival = session::at_provider(&end_to_end, &me, incoming, (leg, place));
-            let arrival = arrival.await;
+            let arrival = session::at_provider(&end_to_end, &me, incoming, (leg, place)).await;
             drop(slot);
             match arrival {
-                Ok(arrival) => {
-                    hop::run(&hop, arrival).await;
-                }
+                Ok(arrival) => Some(hop::run(&hop, arrival)),
                 Err(stranger) => {
                     let Stranger { facts, reason } = *stranger;
                     hop.note_refusal(InletKind::Session, &facts, reason);
+                    None
                 }
             }
-        });
+        };
+        tasks.spawn("provide", hop::follow(before));
     }
 }

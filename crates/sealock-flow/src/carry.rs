@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::future::try_join;
 use sealock_core::reason::Reason;
 
 use crate::io::{Io, Reader, Writer};
@@ -12,60 +13,61 @@ use crate::live::Permit;
 
 /// Carries bytes between the two sides and says why it ended.
 ///
+/// A function that gives a block, and no `async fn`: that would keep room for each side twice, for a flow's whole life.
+///
 /// # Cancel safety
 /// Dropping the future drops both sides without their being told why; the pipe never does.
-pub async fn carry(near: Io, far: Io, permit: &Permit) -> Reason {
+pub fn carry(
+    near: Io,
+    far: Io,
+    permit: Permit,
+) -> impl Future<Output = (Reason, Permit)> + Send + 'static {
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
-    let flow = permit.flow();
-    let ended = {
-        let up = pump(
-            &mut near_reader,
-            &mut far_writer,
-            &flow.bytes_up,
-            Side::Near,
-        );
-        let down = pump(
-            &mut far_reader,
-            &mut near_writer,
-            &flow.bytes_down,
-            Side::Far,
-        );
-        tokio::select! {
-            biased; // a permit that is gone stops the flow even while bytes move
-            reason = permit.revoked() => Err(reason),
-            ended = both(up, down) => ended,
-        }
-    };
-    // What is still on its way belongs to the flow: it is not done before the other agent has it.
-    let ended = match ended {
-        Ok(()) => tokio::select! {
-            biased; // as above
-            reason = permit.revoked() => Err(reason),
-            settled = both(near_writer.settled(), far_writer.settled()) => settled,
-        },
-        Err(reason) => Err(reason),
-    };
-    let reason = match ended {
-        Ok(()) => {
-            near_reader.done();
-            far_reader.done();
-            return Reason::Done;
-        }
-        Err(reason) => reason,
-    };
-    near_reader.stop(reason);
-    near_writer.reset(reason);
-    far_reader.stop(reason);
-    far_writer.reset(reason);
-    reason
-}
-
-async fn both(
-    up: impl Future<Output = Result<(), Reason>>,
-    down: impl Future<Output = Result<(), Reason>>,
-) -> Result<(), Reason> {
-    tokio::try_join!(up, down).map(|_| ())
+    async move {
+        let flow = permit.flow();
+        let ended = {
+            let up = pump(
+                &mut near_reader,
+                &mut far_writer,
+                &flow.bytes_up,
+                Side::Near,
+            );
+            let down = pump(
+                &mut far_reader,
+                &mut near_writer,
+                &flow.bytes_down,
+                Side::Far,
+            );
+            tokio::select! {
+                biased; // a permit that is gone stops the flow even while bytes move
+                reason = permit.revoked() => Err(reason),
+                ended = try_join(up, down) => ended,
+            }
+        };
+        // What is still on its way belongs to the flow: it is not done before the other agent has it.
+        let ended = match ended {
+            Ok(_) => tokio::select! {
+                biased; // as above
+                reason = permit.revoked() => Err(reason),
+                settled = try_join(near_writer.settled(), far_writer.settled()) => settled,
+            },
+            Err(reason) => Err(reason),
+        };
+        let reason = match ended {
+            Ok(_) => {
+                near_reader.done();
+                far_reader.done();
+                return (Reason::Done, permit);
+            }
+            Err(reason) => reason,
+        };
+        near_reader.stop(reason);
+        near_writer.reset(reason);
+        far_reader.stop(reason);
+        far_writer.reset(reason);
+        (reason, permit)
+    }
 }
 
 #[derive(Clone, Copy)]

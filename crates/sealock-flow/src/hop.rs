@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use sealock_core::fact::Facts;
 use sealock_core::reason::Reason;
 use tracing::Instrument;
@@ -10,7 +12,8 @@ use tracing::Instrument;
 use crate::arrival::{Arrival, InletKind};
 use crate::audit::{Audit, Decision, Undecided};
 use crate::carry;
-use crate::live::LiveFlows;
+use crate::io::Io;
+use crate::live::{LiveFlows, Permit};
 use crate::meter::Meter;
 use crate::name;
 use crate::outlet::{self, Opened};
@@ -68,21 +71,56 @@ impl Hop {
 /// How often live flows are judged again without news, for rules that end by themselves.
 pub const REJUDGE_EVERY: Duration = Duration::from_secs(2);
 
+/// A flow on its way to its end, which says why it ended.
+pub type Running = BoxFuture<'static, Reason>;
+
+/// Does what goes before a flow, and then runs the flow, if it came to one. What went before keeps no memory then.
+pub fn follow(
+    before: impl Future<Output = Option<Running>> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let before = Box::pin(before);
+    async {
+        if let Some(flow) = before.await {
+            flow.await;
+        }
+    }
+}
+
 /// Runs one flow from its arrival to its end, and says why it ended.
-pub async fn run(hop: &Hop, arrival: Arrival) -> Reason {
+///
+/// All that comes before the bytes is done in a box that is gone afterwards: for its long idle life a flow keeps the
+/// memory of `carry` alone.
+pub fn run(hop: &Hop, arrival: Arrival) -> Running {
+    let beginning = Box::pin(begin(hop.clone(), arrival));
+    Box::pin(async {
+        match beginning.await {
+            Ok(carried) => carried.await,
+            Err(reason) => reason,
+        }
+    })
+}
+
+/// Judges and opens a flow; what is left to do is to carry its bytes.
+async fn begin(hop: Hop, arrival: Arrival) -> Result<Running, Reason> {
     let named = name::settle(arrival);
     match rule::decide(hop.judge.as_ref(), &hop.live, &hop.audit, named) {
         Ok((ruled, undecided)) => {
             let flow = ruled.permit.flow();
             let span = tracing::info_span!("flow", flow_id = %flow.id, inlet = flow.inlet.as_str());
             hop.meter.began(flow.inlet);
-            go_on(hop, ruled, undecided).instrument(span).await
+            let opened = open(&hop, ruled, undecided);
+            let (near, far, permit) = opened.instrument(span.clone()).await?;
+            let carried = carry::carry(near, far, permit).map(move |(reason, permit)| {
+                hop.meter.ended(permit.flow(), reason);
+                reason
+            });
+            Ok(Box::pin(carried.instrument(span)))
         }
         Err(refused) => {
             let Refused { named, reason } = *refused;
             hop.meter.refused(named.inlet, &named.facts, reason);
-            Box::pin(named.near.refuse(reason)).await;
-            reason
+            named.near.refuse(reason).await;
+            Err(reason)
         }
     }
 }
@@ -96,9 +134,12 @@ pub async fn refuse(hop: &Hop, arrival: Arrival, reason: Reason) {
     near.refuse(reason).await;
 }
 
-// Each step in a box of its own: for its long idle life a flow keeps the memory of `carry`, not that of the handshakes.
-async fn go_on(hop: &Hop, ruled: rule::Ruled, undecided: Undecided) -> Reason {
-    let (opened, permit) = match Box::pin(outlet::open(ruled)).await {
+async fn open(
+    hop: &Hop,
+    ruled: rule::Ruled,
+    undecided: Undecided,
+) -> Result<(Io, Io, Permit), Reason> {
+    let (opened, permit) = match outlet::open(ruled).await {
         Ok(opened) => {
             undecided.came_to(Reason::Done);
             opened
@@ -106,19 +147,18 @@ async fn go_on(hop: &Hop, ruled: rule::Ruled, undecided: Undecided) -> Reason {
         Err(failed) => {
             undecided.came_to(failed.reason);
             hop.meter.ended(failed.permit.flow(), failed.reason);
-            Box::pin(failed.near.refuse(failed.reason)).await;
-            return failed.reason;
+            failed.near.refuse(failed.reason).await;
+            return Err(failed.reason);
         }
     };
     let Opened { near, far } = opened;
     // Only here, with the far side open, is the near side accepted.
-    let reason = match Box::pin(near.accept()).await {
-        Ok(near) => Box::pin(carry::carry(near, far, &permit)).await,
+    match near.accept().await {
+        Ok(near) => Ok((near, far, permit)),
         Err(reason) => {
             far.reset(reason);
-            reason
+            hop.meter.ended(permit.flow(), reason);
+            Err(reason)
         }
-    };
-    hop.meter.ended(permit.flow(), reason);
-    reason
+    }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use sealock_core::identity::AgentId;
 use sealock_core::reason::Reason;
@@ -31,7 +32,7 @@ pub use leg::{Leg, LegSource, loses_only_the_leg};
 pub use memory::MEMORY_LIMIT;
 pub use way::Again;
 
-use carrier::News;
+use carrier::{Carrier, News};
 use door::Place;
 use memory::{Memory, Share, parking};
 use way::{Asking, Gates, Way};
@@ -112,12 +113,17 @@ impl Streams {
             readable: Notify::new(),
             writable: Notify::new(),
         });
-        let driver = driver::run(Arc::clone(&shared), role, first, way, self.parking.clone());
+        let carrier = Box::new(Carrier::new(first));
+        let driver = driver::run(
+            Arc::clone(&shared),
+            role,
+            carrier,
+            way,
+            self.parking.clone(),
+        );
         let driven = Counted::new(&self.tally, |tally| &tally.driven);
-        self.tasks.spawn("stream", async move {
-            driver.await;
-            drop(driven);
-        });
+        // Not an async block, which would keep room for the driver twice.
+        self.tasks.spawn("stream", driver.map(|()| drop(driven)));
         let used = Arc::new(Counted::new(&self.tally, |tally| &tally.used));
         Ok((
             StreamReader {

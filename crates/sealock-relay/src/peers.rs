@@ -378,7 +378,7 @@ async fn run(
                     let (shared, name, ends) = (shared.clone(), name.clone(), peer.not_after);
                     let tasks = shared.tasks.clone();
                     let stream = async move { take_in(shared, &name, ends, leg, slot).await };
-                    tasks.spawn("peer stream", stream.in_current_span());
+                    tasks.spawn("peer stream", hop::follow(stream).in_current_span());
                     Ok(())
                 }
                 Err(lost) => Err(lost.reason()),
@@ -440,13 +440,19 @@ async fn take_in(
     ends: jiff::Timestamp,
     mut leg: BiStream,
     slot: tokio::sync::OwnedSemaphorePermit,
-) {
+) -> Option<hop::Running> {
     let head = tokio::time::timeout(WORD_DEADLINE, message::read(&mut leg.recv)).await;
     drop(slot);
     let forward = match head {
         Ok(Ok(Message::Forward(forward))) => *forward,
-        Ok(Ok(_) | Err(_)) => return leg.reset(Reason::ProtocolViolation),
-        Err(_elapsed) => return leg.reset(Reason::HandshakeTimeout),
+        Ok(Ok(_) | Err(_)) => {
+            leg.reset(Reason::ProtocolViolation);
+            return None;
+        }
+        Err(_elapsed) => {
+            leg.reset(Reason::HandshakeTimeout);
+            return None;
+        }
     };
     let now = jiff::Timestamp::now();
     let verdict = if shared.draining.is_cancelled() {
@@ -463,7 +469,7 @@ async fn take_in(
             } = forward;
             let arrival = inlet::session::at_relay(&id, &caller, open, leg);
             let arrival = arrival.over(InletKind::Peer);
-            hop::run(&shared.hop, arrival).await;
+            Some(hop::run(&shared.hop, arrival))
         }
         Err(reason) => {
             tracing::warn!(%relay, caller = %forward.caller, reason = reason.code(), "a leg of another relay was not taken");
@@ -476,6 +482,7 @@ async fn take_in(
             };
             shared.hop.note_refusal(InletKind::Peer, &facts, reason);
             Near::Leg(leg).refuse(reason).await;
+            None
         }
     }
 }

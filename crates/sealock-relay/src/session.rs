@@ -299,7 +299,7 @@ fn take_in(
 ) {
     let (shared, live, tasks) = (shared.clone(), Arc::clone(live), shared.tasks.clone());
     let (controller, opens) = (Arc::clone(&limits.controller), Arc::clone(&limits.opens));
-    let stream = async move {
+    let before = async move {
         let head = tokio::time::timeout(WORD_DEADLINE, message::read(&mut leg.recv)).await;
         drop(headless);
         match head {
@@ -310,7 +310,7 @@ fn take_in(
                         let arrival = arrival
                             .vouched(live.vouched.clone())
                             .in_region(live.region.clone());
-                        hop::run(&shared.hop, arrival).await;
+                        return Some(hop::run(&shared.hop, arrival));
                     }
                     Err(reason) => hop::refuse(&shared.hop, arrival, reason).await,
                 }
@@ -325,6 +325,7 @@ fn take_in(
             Ok(Ok(_) | Err(_)) => leg.reset(Reason::ProtocolViolation),
             Err(_elapsed) => leg.reset(Reason::HandshakeTimeout),
         }
+        None
     };
-    tasks.spawn("stream", stream.in_current_span());
+    tasks.spawn("stream", hop::follow(before).in_current_span());
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use sealock_core::fact::Facts;
 use sealock_net::socket;
 use sealock_net::task::Spawner;
@@ -64,11 +65,8 @@ pub async fn serve(listener: Listener, hop: Hop, facts: Facts, tasks: &Spawner) 
                     leg: None,
                     near,
                 };
-                let hop = hop.clone();
-                tasks.spawn("flow", async move {
-                    hop::run(&hop, arrival).await;
-                    drop(slot);
-                });
+                let flow = hop::run(&hop, arrival);
+                tasks.spawn("flow", flow.map(|_reason| drop(slot)));
             }
             Err(error) => {
                 tracing::warn!(err = %error, "the listener could not accept a connection");

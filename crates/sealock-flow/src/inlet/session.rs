@@ -83,8 +83,7 @@ pub async fn at_provider(
         .write(Message::Opened(me.clone()).encode())
         .await
         .map_err(|lost| unproved(lost.into()))?;
-    // In a box, so that the flow does not keep the handshake's memory.
-    let caller = Box::pin(end_to_end.answer(leg, place)).await;
+    let caller = end_to_end.answer(leg, place).await;
     let caller = caller.map_err(unproved)?;
     let proved = caller.agent().clone();
     if proved != incoming.caller || *caller.service() != incoming.service {

@@ -44,7 +44,7 @@ pub(super) struct Carrier {
     /// Until when the other side must have said its last word.
     goodbye_by: Option<Instant>,
     /// The leg before this one, until this one is known to carry.
-    former: Option<(SendHalf, RecvHalf)>,
+    former: Option<Box<(SendHalf, RecvHalf)>>,
 }
 
 /// How a leg's work ended.
@@ -84,12 +84,17 @@ impl Carrier {
 
     /// Ends the leg of a stream that is over. Everybody on the way sees a clean end, also when the process and its
     /// session end right afterwards.
-    pub(super) async fn part(mut self) {
+    pub(super) async fn part(mut self: Box<Self>) {
         // Both sides have said their last word; a failure to say goodbye changes nothing.
         let _goodbye = self.writer.finish();
-        let (writer, reader, silent) = (&self.writer, &mut self.reader, self.silent);
+        let Self {
+            writer,
+            reader,
+            silent,
+            ..
+        } = &mut *self;
         let heard = async move {
-            while !silent && matches!(reader.read_chunk(CHUNK).await, Ok(Some(_))) {}
+            while !*silent && matches!(reader.read_chunk(CHUNK).await, Ok(Some(_))) {}
         };
         let ended = async { tokio::join!(writer.stopped(), heard) };
         tokio::time::timeout(PART_DEADLINE, ended).await.ok();
@@ -107,7 +112,7 @@ impl Carrier {
     /// Another leg takes this one's place; this one is closed when the other is known to carry.
     pub(super) fn succeed(&mut self, successor: Self) {
         let former = std::mem::replace(self, successor);
-        self.former = Some((former.writer, former.reader));
+        self.former = Some(Box::new((former.writer, former.reader)));
         if self.answer_by.is_none() {
             self.close_former();
         }
@@ -115,7 +120,8 @@ impl Carrier {
 
     // A clean end in both directions: nothing was lost on it.
     fn close_former(&mut self) {
-        if let Some((mut writer, mut reader)) = self.former.take() {
+        if let Some(former) = self.former.take() {
+            let (mut writer, mut reader) = *former;
             // One that is lost already needs no closing.
             let _closed = writer.finish();
             reader.stop(Reason::Done);

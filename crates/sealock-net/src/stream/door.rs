@@ -14,7 +14,7 @@ use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_proto::stream::{Attach, Decoder, Epoch, Frame, Role, Ticket};
 use sealock_proto::wire::StreamId;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use super::leg::{Leg, lost_reading};
 use crate::identity::PeerIdentity;
@@ -43,10 +43,23 @@ struct Inner {
 
 /// The way in to a live stream; clones lead to the same one.
 #[derive(Debug, Clone)]
-pub struct Door {
+pub struct Door(Arc<Hall>);
+
+/// Behind a door. Most streams never see a second leg, so it holds no room for any until one comes.
+#[derive(Debug)]
+struct Hall {
     service: ServiceName,
-    waiting: mpsc::Sender<Candidate>,
-    settled: Arc<OnceLock<Settled>>,
+    settled: OnceLock<Settled>,
+    waiting: Mutex<Waiting>,
+    arrived: Notify,
+}
+
+/// Who waits for the stream's driver.
+#[derive(Debug, Default)]
+struct Waiting {
+    candidates: VecDeque<Candidate>,
+    /// The driver has ended and takes nobody any more.
+    over: bool,
 }
 
 /// Who a stream belongs to, as it proved itself end to end.
@@ -72,19 +85,18 @@ pub struct Place {
     doors: Doors,
     id: StreamId,
     door: Door,
-    candidates: mpsc::Receiver<Candidate>,
 }
 
 impl Doors {
     /// Enters a stream for a service; nothing when its id is live already.
     #[must_use]
     pub fn enter(&self, id: StreamId, service: ServiceName) -> Option<Place> {
-        let (waiting, candidates) = mpsc::channel(WAITING_LIMIT);
-        let door = Door {
+        let door = Door(Arc::new(Hall {
             service,
-            waiting,
-            settled: Arc::default(),
-        };
+            settled: OnceLock::new(),
+            waiting: Mutex::default(),
+            arrived: Notify::new(),
+        }));
         let mut inner = self.inner.lock();
         if inner.live.contains_key(&id) {
             return None;
@@ -95,7 +107,6 @@ impl Doors {
             doors: self.clone(),
             id,
             door,
-            candidates,
         })
     }
 
@@ -130,20 +141,20 @@ impl Door {
     /// The service that the stream is for.
     #[must_use]
     pub fn service(&self) -> &ServiceName {
-        &self.service
+        &self.0.service
     }
 
     /// Who the stream belongs to, and by which certificate; nothing while that is not proved.
     #[must_use]
     pub fn owner(&self) -> Option<(&AgentId, &PeerIdentity)> {
-        let settled = self.settled.get()?;
+        let settled = self.0.settled.get()?;
         Some((&settled.caller, &settled.peer))
     }
 
     /// From here on later legs may come: from this caller, with proofs of this ticket.
     pub(crate) fn settle(&self, caller: AgentId, peer: PeerIdentity, ticket: Arc<Ticket>) {
         // A second settlement changes nothing; there is one handshake.
-        let _first = self.settled.set(Settled {
+        let _first = self.0.settled.set(Settled {
             caller,
             peer,
             ticket,
@@ -165,8 +176,8 @@ impl Door {
                     attach,
                     answer,
                 };
-                if let Err(refused) = self.waiting.try_send(candidate) {
-                    refused.into_inner().leg.io.reset(Reason::Overloaded);
+                if let Err(refused) = self.0.wait(candidate) {
+                    refused.leg.io.reset(Reason::Overloaded);
                     return Err(Reason::Overloaded);
                 }
                 // A driver that is gone has dropped the leg.
@@ -180,7 +191,7 @@ impl Door {
     }
 
     async fn hear(&self, reader: &mut RecvHalf, epoch: Epoch) -> Result<(Attach, Decoder), Reason> {
-        let settled = self.settled.get().ok_or(Reason::AttachRefused)?;
+        let settled = self.0.settled.get().ok_or(Reason::AttachRefused)?;
         let mut decoder = Decoder::new();
         let attach = loop {
             match decoder.next() {
@@ -202,16 +213,49 @@ impl Door {
     }
 }
 
+impl Hall {
+    /// Lets somebody wait for the driver, unless it is gone or too many do.
+    fn wait(&self, candidate: Candidate) -> Result<(), Box<Candidate>> {
+        let mut waiting = self.waiting.lock();
+        if waiting.over || waiting.candidates.len() >= WAITING_LIMIT {
+            return Err(Box::new(candidate));
+        }
+        waiting.candidates.push_back(candidate);
+        drop(waiting);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    fn take(&self) -> Option<Candidate> {
+        let mut waiting = self.waiting.lock();
+        let candidate = waiting.candidates.pop_front()?;
+        waiting.candidates.shrink_to_fit();
+        Some(candidate)
+    }
+
+    /// Sends away who waits, and who comes.
+    fn close(&self) {
+        let mut waiting = self.waiting.lock();
+        waiting.over = true;
+        let candidates = std::mem::take(&mut waiting.candidates);
+        drop(waiting);
+        // Whoever waits for an answer hears that there is none.
+        drop(candidates);
+    }
+}
+
 impl Place {
     /// The next leg that the stream may go on by.
     ///
     /// # Cancel safety
     /// Safe.
     pub(super) async fn next(&mut self) -> Candidate {
-        match self.candidates.recv().await {
-            Some(candidate) => candidate,
-            // The door holds a sender for as long as this place is there.
-            None => std::future::pending().await,
+        let hall = &self.door.0;
+        loop {
+            if let Some(candidate) = hall.take() {
+                return candidate;
+            }
+            hall.arrived.notified().await;
         }
     }
 
@@ -237,6 +281,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.door.0.close();
         self.doors.inner.lock().live.remove(&self.id);
     }
 }

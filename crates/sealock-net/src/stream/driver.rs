@@ -11,22 +11,23 @@ use sealock_proto::stream::{AttachError, Role};
 
 use super::Shared;
 use super::carrier::{Carrier, Ended};
-use super::leg::{Leg, loses_only_the_leg};
+use super::leg::loses_only_the_leg;
 use super::way::{Next, Way};
 use crate::limit::PeerLimit;
 
 /// Runs a stream from its first leg on until the peer needs nothing more of it.
+///
+/// A stream spends its life in `carry`; what comes before and after it, and the leg itself, have boxes of their own.
 pub(super) async fn run(
     shared: Arc<Shared>,
     role: Role,
-    first: Leg,
+    mut carrier: Box<Carrier>,
     mut way: Way,
     parking: PeerLimit,
 ) {
-    let mut carrier = Carrier::new(first);
     let begun = match role {
-        Role::Opener => carrier.open(&shared).await,
-        Role::Accepter => carrier.accept(&shared).await,
+        Role::Opener => Box::pin(carrier.open(&shared)).await,
+        Role::Accepter => Box::pin(carrier.accept(&shared)).await,
     };
     if let Err(reason) = begun {
         carrier.abandon(reason);
@@ -35,7 +36,7 @@ pub(super) async fn run(
     }
     loop {
         let lost = match carrier.carry(&shared, &mut way).await {
-            Ended::Over => return carrier.part().await,
+            Ended::Over => return Box::pin(carrier.part()).await,
             Ended::Next(next) => {
                 if let Some(successor) = take(&shared, *next) {
                     carrier.succeed(successor);
@@ -59,8 +60,8 @@ pub(super) async fn run(
             .machine
             .lock()
             .detach(Instant::now(), carrier.epoch());
-        match park(&shared, &mut way, &parking).await {
-            Some(successor) => carrier = successor,
+        match Box::pin(park(&shared, &mut way, &parking)).await {
+            Some(successor) => *carrier = successor,
             None => return,
         }
     }

@@ -237,7 +237,8 @@ impl Way {
         epoch: Option<Epoch>,
     ) -> Result<Next, Reason> {
         match self {
-            Self::Opener(asking) => asking.next(peer, epoch).await,
+            // In a box: a stream whose leg is good never asks.
+            Self::Opener(asking) => Box::pin(asking.next(peer, epoch)).await,
             Self::Accepter(place) => Ok(Next::Attached(place.next().await)),
         }
     }
