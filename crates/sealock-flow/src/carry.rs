@@ -111,3 +111,19 @@ async fn pump(
         .await
         .map_err(|reason| from.other().named(reason))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_output<F>(_: impl Fn(Io, Io, Permit) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    // What every flow keeps for as long as it lives, at each node (issue 2: an idle stream is small).
+    #[test]
+    fn the_future_of_a_flow_is_small() {
+        let size = size_of_output(carry);
+        assert!(size <= 1_900, "{size} bytes");
+    }
+}

@@ -157,3 +157,19 @@ async fn park(shared: &Shared, way: &mut Way, parking: &PeerLimit) -> Option<Car
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_output<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    // What every stream of an agent keeps for as long as it lives (issue 3: an idle stream is small).
+    #[test]
+    fn the_future_of_a_stream_and_its_leg_are_small() {
+        let sizes = [size_of_output(run), size_of::<Carrier>()];
+        assert!(sizes[0] <= 1_400 && sizes[1] <= 700, "{sizes:?} bytes");
+    }
+}
