@@ -19,6 +19,8 @@ pub mod socket;
 pub mod stream;
 pub mod sys;
 pub mod task;
+#[cfg(any(test, feature = "test-util"))]
+pub mod timing;
 pub mod tls;
 pub mod transport;
 pub mod unix;

@@ -15,9 +15,9 @@ use super::{Epoch, Role};
 
 const DOMAIN: &[u8] = b"sealock resume ticket v1";
 
-/// Shows the holder of a stream's resume secret; good for one leg.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Proof([u8; Self::SIZE]);
+/// Shows the holder of a stream's resume secret; good for one leg. Two are compared in constant time.
+#[derive(Clone)]
+pub struct Proof(Secret<[u8; Self::SIZE]>);
 
 impl Proof {
     /// Its length in bytes.
@@ -26,15 +26,23 @@ impl Proof {
     /// A proof as a peer sent it; it proves nothing before [`Ticket::verify`].
     #[must_use]
     pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
-        Self(bytes)
+        Self(Secret::new(bytes))
     }
 
     /// Its bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::SIZE] {
-        &self.0
+        self.0.expose()
     }
 }
+
+impl PartialEq for Proof {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.matches(other.as_bytes())
+    }
+}
+
+impl Eq for Proof {}
 
 impl fmt::Debug for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,14 +78,14 @@ impl Ticket {
     /// The proof that `role` sends with the ATTACH of `epoch`.
     #[must_use]
     pub fn prove(&self, role: Role, epoch: Epoch) -> Proof {
-        Proof(self.mac(role, epoch).finalize().into_bytes().into())
+        Proof::from_bytes(self.mac(role, epoch).finalize().into_bytes().into())
     }
 
     /// Whether `proof` came from the `role` side of this very stream for this very epoch; in constant time.
     #[must_use]
     pub fn verify(&self, role: Role, epoch: Epoch, proof: Option<&Proof>) -> bool {
         let Some(proof) = proof else { return false };
-        self.mac(role, epoch).verify_slice(&proof.0).is_ok()
+        self.mac(role, epoch).verify_slice(proof.as_bytes()).is_ok()
     }
 
     // Each field is preceded by its length, so that no two contexts have the same bytes.

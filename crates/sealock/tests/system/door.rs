@@ -167,7 +167,7 @@ async fn nobody_gets_a_session_without_an_agents_valid_certificate() -> Result<(
 }
 
 /// Everything that an agent may say with a name in it, with this one.
-fn with_name(service: &str) -> Result<Vec<Message>> {
+pub(crate) fn with_name(service: &str) -> Result<Vec<Message>> {
     let services = Services {
         sequence: 1,
         names: vec![service.parse()?],
@@ -199,7 +199,11 @@ fn is_with_name(message: &Message) -> bool {
 }
 
 /// What the relay answers to a message, with the name taken out that the answer repeats.
-async fn answer_to(raw: &Raw, control: &mut BiStream, message: &Message) -> Result<Message> {
+pub(crate) async fn answer_to(
+    raw: &Raw,
+    control: &mut BiStream,
+    message: &Message,
+) -> Result<Message> {
     if matches!(message, Message::Open(_)) {
         let mut leg = raw.connection.open_bi().await?;
         leg.send.write(message.encode()).await?;

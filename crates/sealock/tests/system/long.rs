@@ -17,6 +17,8 @@ use crate::deployment::{echo_between, exchange};
 use crate::resume;
 use crate::world::{Raw, RelayLimits, World, call, until};
 
+mod timing;
+
 // S42.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_refusals_leave_nothing_behind_and_no_close_waits() -> Result<()> {

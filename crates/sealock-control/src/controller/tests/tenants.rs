@@ -4,12 +4,16 @@
 //! The fields are read from the contract itself, so a field that is added there fails here until somebody has said what
 //! a stranger could do with it.
 
+use std::time::Instant;
+
 use sealock_net::node_api::proto::node_client::NodeClient as Generated;
 use tokio_rustls::TlsConnector;
 use tonic::transport::Channel;
 
 use super::*;
 use crate::store::{AuditQuery, Registration, Sharing};
+
+mod long;
 
 /// What may stand in a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +137,11 @@ fn of(names: &[(Named, &'static str); 3], named: Named) -> &'static str {
 
 impl Tenants {
     async fn start() -> Self {
-        let running = started(|_| ()).await;
+        Self::start_with(|_| ()).await
+    }
+
+    async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let running = started(change).await;
         let other: TenantName = "other".parse().expect("canonical");
         let now = Timestamp::now();
         let store = &running.shared().store;
@@ -199,6 +207,7 @@ impl Tenants {
             let tls = tls.clone();
             async move {
                 let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
                 let name = sealock_net::tls::unused_server_name();
                 let stream = tls.connect(name, stream).await?;
                 std::io::Result::Ok(hyper_util::rt::TokioIo::new(stream))
@@ -208,9 +217,14 @@ impl Tenants {
         Generated::new(endpoint.connect_with_connector_lazy(connector))
     }
 
-    /// Sends one message with `name` in one of its fields; what came back, in words.
-    async fn send(&self, message: &str, field: &str, name: &str) -> String {
-        let mut raw = self.raw();
+    /// Sends one message with `name` in one of its fields; a watch has said all when it says nothing for so long.
+    async fn send(
+        &self,
+        mut raw: Generated<Channel>,
+        (message, field): (&str, &str),
+        name: &str,
+        quiet: Duration,
+    ) -> Answer {
         let name = name.to_owned();
         match (message, field) {
             ("EnrolRequest", _) => {
@@ -229,11 +243,8 @@ impl Tenants {
                     role: proto::Role::Agent.into(),
                     addresses: Vec::new(),
                 };
-                words(
-                    raw.enrol(request)
-                        .await
-                        .map(|answer| answer.into_inner().id),
-                )
+                let id = |answer: tonic::Response<proto::Identity>| answer.map(|it| it.id);
+                Answer::of(async { raw.enrol(request).await.map(id) }).await
             }
             ("Have", "tenant") => {
                 let have = proto::watch_request::Have {
@@ -245,14 +256,21 @@ impl Tenants {
                     kept: false,
                     ..Default::default()
                 };
+                let began = Instant::now();
                 let mut events = raw.watch(request).await.expect("served").into_inner();
+                let mut next = events.message().await;
+                let took = began.elapsed();
                 // The own view comes whatever was asked for; how often it changes just now says nothing.
                 let mut heard = BTreeSet::new();
-                while let Ok(event) = timeout(QUIET, events.message()).await {
-                    let event = event.expect("an event").and_then(|event| event.event);
+                loop {
+                    let event = next.expect("an event").and_then(|event| event.event);
                     heard.insert(head_of(event.expect("some event")));
+                    let Ok(event) = timeout(quiet, events.message()).await else {
+                        let words = format!("{heard:?}");
+                        return Answer { words, took };
+                    };
+                    next = event;
                 }
-                format!("{heard:?}")
             }
             ("Offer", "name") => {
                 let offer = proto::Offer {
@@ -263,22 +281,14 @@ impl Tenants {
                     generation: 1,
                     services: vec![offer],
                 };
-                words(
-                    raw.register(request)
-                        .await
-                        .map(|answer| answer.into_inner()),
-                )
+                Answer::of(raw.register(request)).await
             }
             ("UnregisterRequest", "services") => {
                 let request = proto::UnregisterRequest {
                     generation: 1,
                     services: vec![name],
                 };
-                words(
-                    raw.unregister(request)
-                        .await
-                        .map(|answer| answer.into_inner()),
-                )
+                Answer::of(raw.unregister(request)).await
             }
             ("DecisionRow", _) => {
                 let own = |wanted: &str, own: &str| {
@@ -301,7 +311,7 @@ impl Tenants {
                     decisions: vec![row],
                     addresses: Vec::new(),
                 };
-                words(raw.report(request).await.map(|answer| answer.into_inner()))
+                Answer::of(raw.report(request)).await
             }
             (message, field) => panic!("no attack is written for {message}.{field}"),
         }
@@ -324,17 +334,29 @@ fn head_of(event: proto::watch_event::Event) -> String {
 /// A watch that says nothing for so long has said all.
 const QUIET: Duration = Duration::from_millis(150);
 
-/// An answer without the name that was asked for, which an answer may repeat.
-fn words<T: std::fmt::Debug>(answer: Result<T, tonic::Status>) -> String {
-    let text = match answer {
-        Ok(answer) => format!("{answer:?}"),
-        Err(status) => format!("{:?} {}", status.code(), status.message()),
-    };
-    let mut text = text;
-    for (_, name) in THEIRS.iter().chain(&NOBODYS) {
-        text = text.replace(name, "NAME");
+/// What came back, and after what time.
+struct Answer {
+    /// Without the name that was asked for, which an answer may repeat.
+    words: String,
+    took: Duration,
+}
+
+impl Answer {
+    async fn of<T: std::fmt::Debug>(
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Self {
+        let began = Instant::now();
+        let answer = call.await.map(tonic::Response::into_inner);
+        let took = began.elapsed();
+        let mut words = match answer {
+            Ok(answer) => format!("{answer:?}"),
+            Err(status) => format!("{:?} {}", status.code(), status.message()),
+        };
+        for (_, name) in THEIRS.iter().chain(&NOBODYS) {
+            words = words.replace(name, "NAME");
+        }
+        Self { words, took }
     }
-    text
 }
 
 /// S11: neither changed nor seen nor told from what does not exist.
@@ -345,8 +367,9 @@ async fn a_name_of_another_tenant_in_any_field_is_a_name_of_nobody() {
     let mut attacks = 0;
     for (message, field, holds) in FIELDS {
         let Holds::Name(named) = holds else { continue };
-        let nobodys = tenants.send(message, field, of(&NOBODYS, *named)).await;
-        let theirs = tenants.send(message, field, of(&THEIRS, *named)).await;
+        let send = |name| tenants.send(tenants.raw(), (*message, *field), name, QUIET);
+        let nobodys = send(of(&NOBODYS, *named)).await.words;
+        let theirs = send(of(&THEIRS, *named)).await.words;
         assert_eq!(theirs, nobodys, "{message}.{field} tells them apart");
         assert_eq!(
             tenants.theirs().await,
