@@ -10,10 +10,11 @@ use std::time::Duration;
 use anyhow::Context;
 use jiff::{SignedDuration, Timestamp};
 use prometheus_client::registry::Registry;
+use rustls_pki_types::UnixTime;
 use sealock_core::address::HostPort;
 use sealock_core::api::ApiError;
 use sealock_core::api::token::{Create, CreateRequest, CreateResponse};
-use sealock_core::identity::{Principal, SpiffeId};
+use sealock_core::identity::{Principal, Role, SpiffeId};
 use sealock_core::name::{NodeName, TenantName, TrustDomain};
 use sealock_core::policy::Rule;
 use sealock_core::token::CaPin;
@@ -23,6 +24,7 @@ use sealock_net::identity::{IdentityDir, IdentityStore, KeyPair, Svid, Trust, Tr
 use sealock_net::task::{Scope, Spawner};
 use sealock_net::tls::controller_listener;
 use sealock_net::tls::signed::ViewSigner;
+use sealock_net::tls::verify::{Expect, Purpose, SpiffeVerifier};
 use sealock_net::unix::{PrivateListener, serve_json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -289,7 +291,9 @@ impl Own {
         let kept = dir.load_svid().context("reading the view signer")?;
         let kept = kept.filter(|svid| {
             let left = svid.leaf().not_after.duration_since(now);
-            left > SIGNER_LIFETIME / 2 && svid.id().principal == self.principal
+            left > SIGNER_LIFETIME / 2
+                && svid.id().principal == self.principal
+                && self.is_believed(svid)
         });
         let svid = match kept {
             Some(svid) => svid,
@@ -300,6 +304,15 @@ impl Own {
             }
         };
         ViewSigner::from_svid(&svid).context("using the view signer")
+    }
+
+    /// Whether nodes believe what this signs: no more when the root that it is of was revoked.
+    fn is_believed(&self, signer: &Svid) -> bool {
+        let trust = TrustStore::new(self.authority.trust().clone());
+        let expect = Expect::role(Role::Controller, Purpose::ViewSigner);
+        let verifier = SpiffeVerifier::new(&trust, expect);
+        let chain = signer.chain().split_first();
+        chain.is_some_and(|(leaf, others)| verifier.verify(leaf, others, UnixTime::now()).is_ok())
     }
 }
 

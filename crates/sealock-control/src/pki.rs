@@ -194,7 +194,9 @@ impl Authority {
         }
         let mut rows = store.roots().await?;
         if !rows.iter().any(|row| row.state == RootState::Active) {
-            make_root(dir, store, trust_domain, now).await?;
+            let root = prepare_root(dir, store, trust_domain, now).await?;
+            let act = Act::done(now, "controller", "ca.activate", pin_text(&root)?);
+            store.set_root(&root, RootState::Active, &act).await?;
             rows = store.roots().await?;
         }
         let active = rows.iter().find(|row| row.state == RootState::Active);
@@ -305,6 +307,11 @@ fn set_times(
     Ok(())
 }
 
+fn pin_text(root: &[u8]) -> Result<String, StoreError> {
+    let pin = root_pin(&CertificateDer::from(root)).map_err(|_| StoreError::Unreadable("root"))?;
+    Ok(data_encoding::HEXLOWER.encode(&pin.0))
+}
+
 fn key_path(dir: &Path, pin: &str) -> PathBuf {
     dir.join(format!("root-{}.pem", &pin[..16]))
 }
@@ -318,23 +325,21 @@ pub fn has_root_keys(dir: &Path) -> bool {
         .any(|name| name.starts_with("root-") && name.ends_with(".pem"))
 }
 
-async fn make_root(
+/// Makes a root that is trusted from the next start on, and signs nothing before it is active.
+pub(crate) async fn prepare_root(
     dir: &Path,
     store: &dyn Store,
     trust_domain: &TrustDomain,
     now: Timestamp,
-) -> Result<(), AuthorityError> {
+) -> Result<Vec<u8>, AuthorityError> {
     let key = KeyPair::generate().map_err(AuthorityError::Key)?;
     let root = self_signed(&key, trust_domain, now).map_err(AuthorityError::Root)?;
     let pin = key.digest();
     // The key first: a root whose key is lost would be trusted and of no use.
     files::write_private(&key_path(dir, &pin), key.to_pem().expose().as_bytes())?;
-    let act = |action| Act::done(now, "controller", action, &pin);
-    store.add_root(&root, &act("ca.prepare")).await?;
-    store
-        .set_root(&root, RootState::Active, &act("ca.activate"))
-        .await?;
-    Ok(())
+    let act = Act::done(now, "controller", "ca.prepare", &pin);
+    store.add_root(&root, &act).await?;
+    Ok(root)
 }
 
 fn self_signed(
@@ -357,8 +362,7 @@ fn self_signed(
 }
 
 fn load_key(dir: &Path, root: &CertificateDer<'_>) -> Result<KeyPair, AuthorityError> {
-    let pin = root_pin(root).map_err(|_| StoreError::Unreadable("root"))?;
-    let pin = data_encoding::HEXLOWER.encode(&pin.0);
+    let pin = pin_text(root)?;
     let path = key_path(dir, &pin);
     let pem = files::read_private(&path)?;
     let key = std::str::from_utf8(&pem)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sealock_core::api::{self, Method};
-use sealock_core::identity::{AgentId, Role};
+use sealock_core::identity::AgentId;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_core::token::JoinToken;
@@ -24,6 +24,7 @@ mod bench;
 mod hostile;
 mod recover;
 mod redeem;
+mod roots;
 mod tenants;
 
 use bench::*;

@@ -226,6 +226,32 @@ fn an_agents_certificate_is_no_web_server_for_localhost() {
     ));
 }
 
+// As while one root takes over from another: certificates of either are good for whoever knows both.
+#[test]
+fn certificates_of_two_roots_meet_wherever_both_are_trusted() {
+    let (one, other) = (TestCa::new("td"), TestCa::new("td"));
+    let mut trust = one.trust();
+    trust.roots.extend(other.trust().roots);
+    let both = TrustStore::new(trust);
+    for (what, client, server, boundary) in BOUNDARIES {
+        for (of_client, of_server) in [
+            (&one, &one),
+            (&one, &other),
+            (&other, &one),
+            (&other, &other),
+        ] {
+            let (client, server) = (of_role(of_client, client), of_role(of_server, server));
+            let met = boundary(&client, &server, &both);
+            assert!(met.both_fine(), "{what}: {met:?}");
+        }
+        for (of_client, of_server) in [(&one, &other), (&other, &one)] {
+            let (client, server) = (of_role(of_client, client), of_role(of_server, server));
+            let met = boundary(&client, &server, &one.trust_store());
+            assert!(!met.both_fine(), "{what}: one root was enough");
+        }
+    }
+}
+
 #[test]
 fn only_the_expected_provider_is_taken_and_an_empty_set_is_nobody() {
     let ca = TestCa::new("td");
