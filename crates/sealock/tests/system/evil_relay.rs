@@ -33,11 +33,15 @@ use crate::audited::rows;
 use crate::deployment::{READY, address, any_port, serve};
 use crate::world::{World, until};
 
+mod records;
+
 /// What the relay does with a leg.
 #[derive(Debug, Clone)]
 pub(crate) enum Trick {
     /// Passes on what the provider sends, but for what this does to it.
     Alter(Alteration),
+    /// Passes on what the caller sends, but for what this does to its records.
+    Tamper(records::Tampering),
     /// Gives the leg to another agent than the view names.
     GiveTo(&'static str),
     /// Answers the leg itself, by this certificate.
@@ -115,6 +119,7 @@ impl EvilRelay {
                 Some(EndToEnd::new(identity.clone(), trust, tasks.spawner()))
             }
             Trick::Alter(_)
+            | Trick::Tamper(_)
             | Trick::GiveTo(_)
             | Trick::CallIt(_)
             | Trick::Swap(_)
@@ -244,6 +249,11 @@ impl Inner {
                 }
             }
             Trick::Alter(alteration) => self.splice(near, far, *alteration),
+            Trick::Tamper(tampering) => {
+                let (up, down) = ((near.recv, far.send), (far.recv, near.send));
+                self.tasks.spawn("up", records::tamper(up, *tampering));
+                self.tasks.spawn("down", pump(down, Alteration::Nothing, 0));
+            }
             Trick::GiveTo(_)
             | Trick::Answer(_)
             | Trick::CallIt(_)
