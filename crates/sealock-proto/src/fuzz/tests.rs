@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Seen, TARGETS, Target};
 
+mod long;
+
 // More inputs than this are not minimised.
 const INPUTS_LIMIT: usize = 2_000;
 
