@@ -3,6 +3,7 @@
 mod audited;
 mod bounds;
 mod choice;
+mod closed;
 mod deployment;
 mod door;
 mod evil_peer;

@@ -157,9 +157,13 @@ impl World {
     }
 
     pub(crate) async fn relay_with(&self, limits: RelayLimits) -> Result<RelayHandle> {
+        Ok(sealock_relay::start(self.relay_config(limits)?).await?)
+    }
+
+    pub(crate) fn relay_config(&self, limits: RelayLimits) -> Result<RelayConfig> {
         let name = limits.name;
         let dir = self.dir(name, &self.svid(&format!("relay/{name}"))?)?;
-        let config = RelayConfig {
+        Ok(RelayConfig {
             dir,
             listen: limits.listen,
             advertise: Vec::new(),
@@ -170,8 +174,7 @@ impl World {
             open_limit: limits.opens,
             admin: None,
             region: None,
-        };
-        Ok(sealock_relay::start(config).await?)
+        })
     }
 
     pub(crate) fn agent_config(

@@ -289,15 +289,13 @@ async fn writes_go_on_after_a_transaction_that_sqlite_itself_undid() {
 
 /// S13: one token, shown at once to two controllers over one database, lets one node in; the transaction decides, and
 /// no memory of either process.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_controllers_over_one_database_only_one_redeems_a_token() {
-    const ROUNDS: u8 = 25;
+async fn redeem_at_two_controllers(rounds: u8) {
     const EACH: usize = 32; // 64 over both
     let bench = filled().await;
     let path = bench.dir.path().join("db.sqlite");
     let other = SqliteStore::open(&path, IfMissing::Refuse).await;
     let stores: [Arc<dyn Store>; 2] = [bench.store(), Arc::new(other.expect("it opens"))];
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let token = crate::store::battery::token(round, None);
         let act = Act::done(at(0), "admin:0", "token.create", "test");
         stores[0].add_token(&token, &act).await.expect("kept");
@@ -331,10 +329,23 @@ async fn of_two_controllers_over_one_database_only_one_redeems_a_token() {
         }
     }
     let agents = stores[1].agents(&tenant()).await.expect("listed");
-    assert_eq!(agents.len(), usize::from(ROUNDS));
+    assert_eq!(agents.len(), usize::from(rounds));
     for store in stores {
         let report = store.verify_audit(Some(&tenant())).await.expect("readable");
         assert_eq!(report.broken_at, None, "two writers, one unbroken chain");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_controllers_over_one_database_only_one_redeems_a_token() {
+    redeem_at_two_controllers(25).await;
+}
+
+mod long {
+    /// S13, as often as it says.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_two_controllers_only_one_redeems_a_token_two_hundred_times() {
+        super::redeem_at_two_controllers(200).await;
     }
 }
 
