@@ -17,7 +17,7 @@ use sealock_core::reason::Reason;
 use sealock_core::token::TokenSecret;
 use sealock_core::view::{Delta, Entries, ViewVersion};
 
-pub use client::{CallError, NodeClient, Watch};
+pub use client::{Away, CallError, NodeClient, Watch};
 pub use convert::{BadMessage, region};
 
 use crate::identity::Trust;

@@ -40,7 +40,7 @@ pub enum CallError {
     Refused(Reason),
     /// The controller, or the way to it, is not there.
     #[error("the controller cannot be reached")]
-    Unreachable(#[source] Status),
+    Unreachable(#[source] Away),
     /// The controller did not answer in time.
     #[error("the controller did not answer in time")]
     TimedOut,
@@ -51,6 +51,11 @@ pub enum CallError {
     #[error("the controller's answer cannot be used")]
     Answer(#[from] BadMessage),
 }
+
+/// Why there was no way to the controller; what the library says around it is for its authors.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.message())]
+pub struct Away(Status);
 
 impl CallError {
     /// The coded reason.
@@ -94,7 +99,7 @@ impl From<Status> for CallError {
             | Code::Aborted
             | Code::Internal
             | Code::Unavailable
-            | Code::DataLoss => Self::Unreachable(status),
+            | Code::DataLoss => Self::Unreachable(Away(status)),
         }
     }
 }

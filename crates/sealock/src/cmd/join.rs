@@ -4,6 +4,7 @@ use std::io::Read;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use sealock_core::address::HostPort;
 use sealock_core::reason::Reason;
 use sealock_core::token::JoinToken;
 use sealock_net::identity::IdentityDir;
@@ -143,13 +144,7 @@ fn explain(error: JoinError, token: &JoinToken) -> anyhow::Error {
             return Failure::of(reason).hint(NEW_TOKEN).into();
         }
         (JoinError::Refused(_), _) => return Failure::of(reason).into(),
-        (JoinError::NoRelay(_), _) => {
-            let addresses = print::list(&token.addresses);
-            let text = format!("nobody answers at {addresses}");
-            Failure::of(reason)
-                .about(text)
-                .hint("is `sealock up` running there, and may this machine send UDP to it?")
-        }
+        (JoinError::NoRelay(_), _) => return nobody_answers(token).into(),
         (JoinError::Unreachable(_), _) => {
             let addresses = print::list(&token.addresses);
             let text =
@@ -165,6 +160,28 @@ fn explain(error: JoinError, token: &JoinToken) -> anyhow::Error {
         }
     };
     anyhow::Error::from(error).context(failure)
+}
+
+/// That there was no relay says all; each way to it has failed in words of its own.
+fn nobody_answers(token: &JoinToken) -> Failure {
+    let failure = Failure::of(Reason::RelayUnreachable);
+    let failure = failure.about(format!(
+        "nobody answers at {}",
+        print::list(&token.addresses)
+    ));
+    if token.addresses.iter().all(is_loopback) {
+        return failure.hint(
+            "is `sealock up` running? this address is the machine's own: if it runs on another one, start it there \
+             with --public HOST, and use the token that it prints then",
+        );
+    }
+    failure.hint("is `sealock up` running there, and may this machine send UDP or TCP to it?")
+}
+
+/// Whether an address leads nowhere but to the machine that uses it.
+pub(crate) fn is_loopback(address: &HostPort) -> bool {
+    let socket = address.as_socket_addr();
+    socket.is_some_and(|socket| socket.ip().is_loopback())
 }
 
 #[cfg(test)]

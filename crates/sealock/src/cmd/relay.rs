@@ -123,7 +123,9 @@ pub(crate) async fn wind_down(relay: RelayHandle, wish: Wish, limit: Duration, s
 fn explain(error: JoinError) -> anyhow::Error {
     match &error {
         JoinError::WrongRole { token, .. } => {
-            let failure = Failure::usage(format!("this token lets in a {token}, not a relay"));
+            let article = if *token == Role::Agent { "an" } else { "a" };
+            let text = format!("this token lets in {article} {token}, not a relay");
+            let failure = Failure::usage(text);
             failure.hint(NEW_TOKEN).into()
         }
         JoinError::Refused(_) => {

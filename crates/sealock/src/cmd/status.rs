@@ -82,7 +82,7 @@ async fn ask_all(common: &Common) -> anyhow::Result<Status> {
         .hint("start it with `sealock relay`; set [admin] listen here as it is there")
     } else if joined {
         Failure::new(format!("this machine has joined, but no agent runs in {state}"))
-            .hint("`sealock expose PORT --as NAME` offers a program, `sealock agent` stays in the background")
+            .hint("`sealock agent` stays in the background and can be asked, a `sealock connect` by itself cannot")
     } else {
         Failure::new(format!(
             "nothing of Sealock runs in {state}, and this machine has not joined"

@@ -3,6 +3,7 @@
 use sealock_core::api::token::{Create, CreateRequest, CreateResponse};
 use sealock_core::identity::Role;
 
+use super::join::is_loopback;
 use super::{ask, tenant};
 use crate::cli::{Common, TokenCreate, TokenRole, TokenVerb};
 use crate::print;
@@ -39,7 +40,22 @@ async fn create(common: &Common, flags: TokenCreate) -> anyhow::Result<()> {
         "The token lets one machine in, once, until {}.",
         print::time(created.expires)
     ));
+    if created.addresses.iter().all(is_loopback) {
+        print::error(&only_here(role, &created));
+    }
     Ok(())
+}
+
+/// What to do when the token leads machines to themselves.
+fn only_here(role: Role, created: &CreateResponse) -> String {
+    let again = match role {
+        Role::Relay => "--controller-listen 0.0.0.0:7444 --public HOST",
+        Role::Agent | Role::User | Role::Controller => "--public HOST",
+    };
+    format!(
+        "It leads to {}, which is this machine alone. For one elsewhere, restart `sealock up` with {again}.",
+        print::list(&created.addresses)
+    )
 }
 
 /// What to type on the machine that joins.

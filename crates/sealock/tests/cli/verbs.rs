@@ -204,6 +204,14 @@ fn whoever_is_away_is_named_and_soon() {
     assert_eq!(relay, 0);
     let late = run(&deployment.dir.path().join("late"), &["join", &token]);
     assert!(late.2.contains("RELAY_UNREACHABLE"), "{}", late.2);
+    assert!(
+        late.2.contains("start it there with --public HOST"),
+        "{}",
+        late.2
+    );
+    for err in [&err, &late.2] {
+        assert!(!err.contains("tonic"), "a library's words: {err}");
+    }
     let began = Instant::now();
     let (code, out, err) = run(&consumer, &["connect", "echo", "--stdio"]);
     assert_eq!((code, out.as_str()), (4, ""), "{err}");
@@ -301,6 +309,14 @@ fn a_token_lets_one_machine_in_once_and_only_in_its_role() {
     let (code, _, err) = join("fourth", token_of(&line), &[]);
     assert!(
         code == 2 && err.contains("lets in a relay, not an agent"),
+        "{err}"
+    );
+    let (_, line, err) = deployment.admin(&["token", "create"]);
+    assert!(err.contains("this machine alone"), "it is loopback: {err}");
+    let relay = ["relay", "--token", token_of(&line)];
+    let (code, _, err) = run(&deployment.state("relay-2"), &relay);
+    assert!(
+        code == 2 && err.contains("lets in an agent, not a relay"),
         "{err}"
     );
 }
