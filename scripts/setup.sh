@@ -121,7 +121,7 @@ case "${1:-}" in
         ;;
     lab)
         build
-        packages iproute2 nftables tcpdump curl openssh-client openssh-server postgresql redis-server netcat-openbsd iperf3 python3 git
+        packages iproute2 nftables tcpdump curl bind9-dnsutils openssh-client openssh-server postgresql redis-server netcat-openbsd iperf3 python3 git
         # Without root, the lab's own user namespace takes its users from here.
         [ "$(id -u)" -eq 0 ] || packages uidmap
         cargo_tool cargo-nextest nextest

@@ -3,6 +3,7 @@
 //! Other crates name no TLS, QUIC or socket library; they use the types here. Deliberately absent: policy and roles.
 
 pub mod admin;
+pub mod dns;
 pub mod e2e;
 pub mod files;
 pub mod identity;

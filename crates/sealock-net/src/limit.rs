@@ -1,45 +1,56 @@
 //! A bound on how much goes on at once, for all peers together and for each: whoever floods takes its own places only.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sealock_core::identity::AgentId;
 
 /// Places, counted for each peer; clones share them.
-#[derive(Debug, Clone)]
-pub struct PeerLimit {
-    inner: Arc<Inner>,
+#[derive(Debug)]
+pub struct PeerLimit<P: Eq + Hash = AgentId> {
+    inner: Arc<Inner<P>>,
+}
+
+impl<P: Eq + Hash> Clone for PeerLimit<P> {
+    fn clone(&self) -> Self {
+        let inner = Arc::clone(&self.inner);
+        Self { inner }
+    }
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Inner<P> {
     all: usize,
     of_one: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<Taken<P>>,
 }
 
-#[derive(Debug, Default)]
-struct Taken {
+#[derive(Debug)]
+struct Taken<P> {
     total: usize,
-    by_peer: HashMap<AgentId, usize>,
+    by_peer: HashMap<P, usize>,
 }
 
 /// A place that a peer has, until it is dropped.
 #[derive(Debug)]
-pub struct Entered {
-    limit: PeerLimit,
-    peer: AgentId,
+pub struct Entered<P: Eq + Hash = AgentId> {
+    limit: PeerLimit<P>,
+    peer: P,
 }
 
-impl PeerLimit {
+impl<P: Eq + Hash + Clone> PeerLimit<P> {
     /// So many places for all peers together, and so many for one.
     #[must_use]
     pub fn new(all: usize, of_one: usize) -> Self {
         let inner = Inner {
             all,
             of_one,
-            taken: Mutex::default(),
+            taken: Mutex::new(Taken {
+                total: 0,
+                by_peer: HashMap::new(),
+            }),
         };
         Self {
             inner: Arc::new(inner),
@@ -48,7 +59,7 @@ impl PeerLimit {
 
     /// A place for this peer, while there is one.
     #[must_use]
-    pub fn enter(&self, peer: &AgentId) -> Option<Entered> {
+    pub fn enter(&self, peer: &P) -> Option<Entered<P>> {
         let mut taken = self.inner.taken.lock();
         let of_peer = taken.by_peer.get(peer).copied().unwrap_or(0);
         if taken.total >= self.inner.all || of_peer >= self.inner.of_one {
@@ -75,7 +86,7 @@ impl PeerLimit {
     }
 }
 
-impl Drop for Entered {
+impl<P: Eq + Hash> Drop for Entered<P> {
     fn drop(&mut self) {
         let mut taken = self.limit.inner.taken.lock();
         taken.total -= 1;

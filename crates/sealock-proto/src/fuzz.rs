@@ -32,6 +32,8 @@ pub const TARGETS: &[Target] = &[
     join::TOKEN,
     join::PATTERN,
     control::MESSAGES,
+    crate::dns::fuzz::MESSAGE,
+    crate::dns::fuzz::ANSWER,
     crate::sniff::fuzz::STREAM,
     crate::sniff::fuzz::QUIC,
     crate::stream::fuzz::FRAMES,

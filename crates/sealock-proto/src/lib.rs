@@ -2,9 +2,10 @@
 //!
 //! Everything here is sans-IO: verbs are `handle_*(now, …)` and `poll_output()`, bytes and clocks are arguments, and
 //! after each handled input the caller drains the outputs. `wire` is what agents and relays say to each other;
-//! `stream` is what two agents say to each other above it, which a relay passes on without looking. `sniff`
-//! reads what the first bytes of a workload's flow tell.
+//! `stream` is what two agents say to each other above it, which a relay passes on without looking. `sniff` and
+//! `dns` read and answer what workloads say.
 
+pub mod dns;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod session;
