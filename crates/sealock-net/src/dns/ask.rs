@@ -70,6 +70,9 @@ async fn by_udp(resolver: SocketAddr, question: &Question) -> Result<Answer, Ask
     let mut buffer = vec![0; DATAGRAM_LIMIT];
     for _ in 0..FOREIGN_LIMIT {
         let length = socket.recv(&mut buffer).await?;
+        if length == buffer.len() {
+            return Err(AnswerError::Truncated.into()); // what did not fit was cut off, and nobody says so
+        }
         match upstream::read(&buffer[..length], id, question) {
             Err(AnswerError::Foreign) => {}
             told => return Ok(told?),

@@ -234,7 +234,8 @@ async fn an_answer_without_a_time_to_live_is_asked_for_each_time_and_a_failure_i
     for _ in 0..3 {
         assert_eq!(ask(&desk, "brief.example").await.0, 0);
     }
-    assert_eq!(resolver.asked("brief.example"), 3);
+    // More, where this machine stood still and a datagram was sent again.
+    assert!(resolver.asked("brief.example") >= 3);
     // Both rounds at the one resolver; the next question comes within the second in which nobody is asked.
     assert_eq!(ask(&desk, "broken.example").await.0, 2);
     let asked = resolver.asked("broken.example");
