@@ -3,8 +3,10 @@
 //! Other crates name no TLS, QUIC or socket library; they use the types here. Deliberately absent: policy and roles.
 
 pub mod admin;
+pub mod capture;
 pub mod dns;
 pub mod e2e;
+pub mod fence;
 pub mod files;
 pub mod identity;
 pub mod join;
@@ -12,6 +14,7 @@ pub mod limit;
 pub mod link;
 pub mod message;
 pub mod names;
+pub mod namespace;
 pub mod node_api;
 pub mod recover;
 pub mod relays;

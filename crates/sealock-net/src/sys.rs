@@ -10,9 +10,15 @@ use std::os::fd::AsFd;
 use parking_lot::Mutex;
 use rustix::fs::Mode;
 
+mod datagram;
 mod errors;
+mod namespace;
+mod signals;
 
+pub use datagram::{Datagram, receive, tell_destinations};
 pub use errors::{PacketError, keep_errors, next_error};
+pub use namespace::{inherited, unshare};
+pub use signals::{Delivered, hold_signals, next_signal, watch};
 
 // The mask belongs to the process: a directory made by another thread meanwhile would lose its search bit.
 static UMASK: Mutex<()> = Mutex::new(());

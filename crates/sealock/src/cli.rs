@@ -1,5 +1,6 @@
 //! The command line: every verb and flag with the words of its help.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -74,8 +75,12 @@ pub(crate) enum Verb {
     Expose(Expose),
     /// Reach a service of another machine
     Connect(Connect),
+    /// Run a program in a fence: what it may reach is said here, and nothing else can be
+    Run(Run),
     /// Show what runs on this machine and what it is connected to
     Status(Json),
+    /// Try which methods of capture this machine allows
+    Doctor(Json),
     /// Run the agent of this machine, or see and end agents
     Agent(Agent),
     /// Run a relay
@@ -105,6 +110,9 @@ pub(crate) enum Verb {
     },
     /// Print the version
     Version(Json),
+    /// The process inside of a fence, which `run` and `doctor` start
+    #[command(hide = true)]
+    Inside(Inside),
     /// End with 0 when the role of this state directory can do its work
     #[command(hide = true)]
     Ready,
@@ -227,6 +235,30 @@ pub(crate) struct Connect {
     /// Leave it to the running agent and return
     #[arg(long, conflicts_with = "stdio")]
     pub(crate) detach: bool,
+}
+
+/// Flags of `sealock run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Print a line for each connection, also for those that are allowed
+    #[arg(long)]
+    pub(crate) verbose: bool,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Words that only this program says to itself.
+#[derive(Debug, Args)]
+pub(crate) struct Inside {
+    /// The descriptor of the channel to the process outside; without it, methods are tried
+    pub(crate) channel: Option<i32>,
+    /// The method of capture
+    #[arg(requires = "channel")]
+    pub(crate) method: Option<String>,
+    /// The program and its arguments
+    #[arg(last = true)]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// `sealock agent` runs the role; its subcommands ask the controller.

@@ -5,10 +5,12 @@ mod audit;
 mod config;
 mod controller;
 mod demo;
+mod doctor;
 mod join;
 mod local;
 mod policy;
 mod relay;
+mod run;
 mod service;
 mod status;
 mod token;
@@ -26,7 +28,7 @@ use crate::failure::Failure;
 use crate::settings::{self, Kind, Places};
 
 /// Runs a verb to its end.
-pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(cli: Cli, fence: Option<run::Fenced>) -> anyhow::Result<ExitCode> {
     let common = cli.common;
     let done = match cli.verb {
         Verb::Demo(flags) => Box::pin(demo::run(&common, &flags)).await,
@@ -34,6 +36,9 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Join(flags) => Box::pin(join::run(&common, flags)).await,
         Verb::Expose(flags) => Box::pin(local::expose::run(&common, flags)).await,
         Verb::Connect(flags) => return Box::pin(local::connect::run(&common, flags)).await,
+        Verb::Run(flags) => return Box::pin(run::run(&flags, fence)).await,
+        Verb::Inside(_) => Err(Failure::usage("this verb is for sealock itself").into()),
+        Verb::Doctor(form) => doctor::run(form),
         Verb::Status(form) => status::run(&common, form).await,
         Verb::Agent(agent) => match agent.verb {
             None => Box::pin(agent::run(&common)).await,
@@ -56,6 +61,27 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Ready => return status::ready(&common).await,
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// What was done before the process had threads.
+pub(crate) enum Prepared {
+    /// Nothing: the verb needs none of it.
+    Nothing,
+    /// A fence, for the verb to run a program in.
+    Fence(run::Fenced),
+    /// The verb has ended.
+    Ended(ExitCode),
+}
+
+/// Prepares what must be prepared by a process of one thread.
+pub(crate) fn fence(verb: &Verb) -> anyhow::Result<Prepared> {
+    if let Verb::Inside(flags) = verb {
+        return Ok(Prepared::Ended(run::inside(flags)));
+    }
+    if let Verb::Run(flags) = verb {
+        return run::set_up(flags).map(Prepared::Fence);
+    }
+    Ok(Prepared::Nothing)
 }
 
 /// The tenant that a verb means: the one that the configuration gives the deployment.

@@ -17,12 +17,20 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::Cli;
+use crate::cmd::Prepared;
 
 fn main() -> ExitCode {
     // Before the first use of TLS; the only error is that one is installed already.
     let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     debug_assert!(installed.is_ok(), "main runs once");
     let cli = Cli::parse();
+    // Before the runtime: what it prepares needs a process of one thread.
+    let fence = match cmd::fence(&cli.verb) {
+        Ok(Prepared::Nothing) => None,
+        Ok(Prepared::Fence(fence)) => Some(fence),
+        Ok(Prepared::Ended(code)) => return code,
+        Err(error) => return failure::report(&error),
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -30,7 +38,7 @@ fn main() -> ExitCode {
             return failure::report(&error);
         }
     };
-    let outcome = runtime.block_on(Box::pin(cmd::run(cli)));
+    let outcome = runtime.block_on(Box::pin(cmd::run(cli, fence)));
     // A read of a terminal cannot be cancelled, and nobody waits for one any more.
     runtime.shutdown_background();
     outcome.unwrap_or_else(|error| failure::report(&error))

@@ -24,7 +24,11 @@ pub fn keep_errors(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
 }
 
 #[expect(unsafe_code, reason = "no crate that we use sets this option")]
-fn set_flag(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
+pub(super) fn set_flag(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = socklen::<libc::c_int>();
     // SAFETY: the descriptor is open while it is borrowed; the value is an int that lives through the call, and its
