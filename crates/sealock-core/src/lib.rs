@@ -26,6 +26,9 @@
 //! | *route*, *way* | by which ways destinations are reached; one way out |
 //! | *provider*, *caller* | the agent that serves a service, the agent that opens it |
 //! | *view* | all that a tenant's nodes know of it: rules, services, agents, revocations; signed |
+//! | *workload* | a program, or a group of them, whose flows are judged as those of one |
+//! | *capture*, *method* | taking every connection that a workload makes; by which means of the kernel |
+//! | *fence* | the namespaces around a workload, out of which only captured flows lead |
 //! | *tenant* | a closed world of names; nothing is visible from one to another |
 //! | *trust* | the roots and the trust domain by which certificates are judged |
 

@@ -27,6 +27,12 @@ pub enum InletKind {
     Session,
     /// An open that another relay passed on.
     Peer,
+    /// A workload's connection: every address is its own, and ours.
+    Anyip,
+    /// A workload's connection, whose destination the kernel rewrote and remembers.
+    Redirect,
+    /// A workload's connection, turned over by a packet mark.
+    Tproxy,
 }
 
 impl InletKind {
@@ -38,6 +44,9 @@ impl InletKind {
             Self::Stdio => "stdio",
             Self::Session => "session",
             Self::Peer => "peer",
+            Self::Anyip => "anyip",
+            Self::Redirect => "redirect",
+            Self::Tproxy => "tproxy",
         }
     }
 }

@@ -252,7 +252,7 @@ impl ForwardedSignals {
     /// Safe.
     pub async fn next(&self) -> io::Result<Delivered> {
         self.handle
-            .async_io(Interest::READABLE, sys::next_signal)
+            .async_io(Interest::READABLE, |held| sys::next_signal(held))
             .await
     }
 }

@@ -240,6 +240,12 @@ pub(crate) struct Connect {
 /// Flags of `sealock run`.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
+    /// What it may reach: HOST[:PORT], where HOST is a name, `*.name`, an address or a network; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) allow: Vec<DestinationPattern>,
+    /// A file of rules about destinations, in the form that `sealock policy` knows
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
     /// Print a line for each connection, also for those that are allowed
     #[arg(long)]
     pub(crate) verbose: bool,

@@ -36,7 +36,7 @@ pub(crate) async fn run(cli: Cli, fence: Option<run::Fenced>) -> anyhow::Result<
         Verb::Join(flags) => Box::pin(join::run(&common, flags)).await,
         Verb::Expose(flags) => Box::pin(local::expose::run(&common, flags)).await,
         Verb::Connect(flags) => return Box::pin(local::connect::run(&common, flags)).await,
-        Verb::Run(flags) => return Box::pin(run::run(&flags, fence)).await,
+        Verb::Run(flags) => return Box::pin(run::run(&common, &flags, fence)).await,
         Verb::Inside(_) => Err(Failure::usage("this verb is for sealock itself").into()),
         Verb::Doctor(form) => doctor::run(form),
         Verb::Status(form) => status::run(&common, form).await,

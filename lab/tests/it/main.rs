@@ -7,6 +7,7 @@ mod demo;
 mod detection;
 mod evidence;
 mod faults;
+mod fence;
 mod ladder;
 mod leaks;
 mod links;

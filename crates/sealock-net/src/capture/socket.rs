@@ -94,6 +94,12 @@ impl StreamListener {
         Ok(Self { listener, method })
     }
 
+    /// By which means connections come to it.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
     /// Waits for the next connection.
     ///
     /// # Errors

@@ -1,20 +1,28 @@
 //! `sealock run`: a program in a fence, which reaches what was allowed and nothing else.
 
 use std::ffi::OsStr;
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use sealock_net::capture::{Method, StreamListener};
+use sealock_net::capture::Method;
 use sealock_net::fence::{self, EarlySignals, Fence, FenceError};
 use sealock_net::task::Scope;
 
-use crate::cli::{Inside, Run};
+use crate::cli::{Common, Inside, Run};
 use crate::print;
+use crate::settings::{self, Kind};
+
+mod outside;
+mod policy;
 
 /// This binary, wherever it was started from.
 pub(super) const OWN_BINARY: &str = "/proc/self/exe";
 /// The verb of the process inside.
 pub(super) const INSIDE: &str = "inside";
+
+/// By which means the fence captures: it needs nothing that this user may lack, see `sealock doctor`.
+const METHOD: Method = Method::AnyipTproxy;
 
 // As `env` and `timeout` do it, so that scripts know.
 const NOT_EXECUTABLE: u8 = 126;
@@ -32,7 +40,7 @@ pub(super) fn set_up(flags: &Run) -> anyhow::Result<Fenced> {
     let fence = Fence::set_up(&fence::Fenced {
         binary: OsStr::new(OWN_BINARY),
         verb: &[INSIDE],
-        method: Method::AnyipTproxy,
+        method: METHOD,
         command: &flags.command,
     })?;
     let signals = EarlySignals::hold().context("holding signals")?;
@@ -62,14 +70,17 @@ pub(super) fn inside(flags: &Inside) -> ExitCode {
     }
 }
 
-pub(super) async fn run(flags: &Run, fenced: Option<Fenced>) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    common: &Common,
+    flags: &Run,
+    fenced: Option<Fenced>,
+) -> anyhow::Result<ExitCode> {
     let Fenced { mut fence, signals } = fenced.context("the fence is put up before threads")?;
+    settings::load(common, Kind::Client, [])?;
     let signals = signals.listen().context("listening for signals")?;
     let scope = Scope::new("run");
-    for socket in std::mem::take(&mut fence.sockets.streams) {
-        let listener = StreamListener::new(socket, Method::AnyipTproxy)?;
-        scope.spawn("captured", serve(listener));
-    }
+    let sockets = std::mem::take(&mut fence.sockets);
+    outside::serve(sockets, policy::rules(flags)?, flags.verbose, &scope)?;
     let mut program = match fence.go() {
         Ok(program) => program,
         Err(FenceError::Program(error)) => return Ok(cannot_begin(&flags.command[0], &error)),
@@ -84,17 +95,11 @@ pub(super) async fn run(flags: &Run, fenced: Option<Fenced>) -> anyhow::Result<E
     }
 }
 
-fn cannot_begin(program: &OsStr, error: &std::io::Error) -> ExitCode {
+fn cannot_begin(program: &OsStr, error: &io::Error) -> ExitCode {
     print::error(&format!("error: {}: {error}", program.display()));
-    match error.kind() {
-        std::io::ErrorKind::NotFound => ExitCode::from(NOT_FOUND),
-        _ => ExitCode::from(NOT_EXECUTABLE),
-    }
-}
-
-async fn serve(listener: StreamListener) {
-    while let Ok(captured) = listener.accept().await {
-        sealock_net::socket::reset_on_close(&captured.stream);
-        print::error(&format!("refused {:?}", captured.destination));
-    }
+    ExitCode::from(if error.kind() == io::ErrorKind::NotFound {
+        NOT_FOUND
+    } else {
+        NOT_EXECUTABLE
+    })
 }

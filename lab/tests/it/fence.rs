@@ -1,0 +1,281 @@
+//! `sealock run` as any user of a machine has it: without root, in front of real programs and a real network.
+
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    Family, Namespace, Node, Spec, Topology, binary,
+    capture::Capture,
+    node::{Ended, Signal},
+    scene, servers, wait,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30); // a loaded machine; the programs take a blink
+const HTTP: u16 = 80;
+const OTHER: u16 = 8080;
+const NOBODY: &str = "65534";
+const TEXT: &str = "behind the fence\n";
+
+/// A machine with a user who has no rights, and a server that it can reach.
+struct Scene<'a> {
+    lab: &'a Topology,
+    machine: Namespace,
+    server: Namespace,
+    at: SocketAddr,
+    sealock: PathBuf,
+    _servers: [Node; 2],
+}
+
+fn set(lab: &mut Topology) -> Result<Scene<'_>> {
+    let bridge = lab.bridge("ix")?;
+    let machine = lab.host("con", &bridge, 1)?;
+    let server = lab.host("org", &bridge, 2)?;
+    let files = lab.directory().join("files");
+    fs::create_dir(&files)?;
+    fs::write(files.join("text"), TEXT)?;
+    let at = SocketAddr::new(bridge.v4(2), HTTP);
+    let other = SocketAddr::new(bridge.v4(2), OTHER);
+    let running = [
+        servers::http(lab, &server, at, &files)?,
+        servers::http(lab, &server, other, &files)?,
+    ];
+    // Where a user without rights can start it, whoever built it.
+    fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o755))?;
+    let sealock = lab.directory().join("sealock-for-all");
+    fs::copy(binary::sealock()?, &sealock)?;
+    fs::set_permissions(&sealock, fs::Permissions::from_mode(0o755))?;
+    Ok(Scene {
+        lab,
+        machine,
+        server,
+        at,
+        sealock,
+        _servers: running,
+    })
+}
+
+impl Scene<'_> {
+    /// `sealock run` with these options in front of a program, by a user without any right.
+    fn fenced(&self, options: &[&str], program: &[&str]) -> Spec {
+        Spec::new("run", "setpriv")
+            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"])
+            .args([&self.sealock])
+            .args(["run"])
+            .args(options)
+            .args(["--"])
+            .args(program)
+            .env("HOME", "/")
+            .directory("/")
+    }
+
+    fn run(&self, options: &[&str], program: &[&str]) -> Result<Ended> {
+        self.lab.run(&self.machine, self.fenced(options, program))
+    }
+
+    fn curl(&self, options: &[&str], at: SocketAddr) -> Result<Ended> {
+        let url = format!("http://{at}/text");
+        self.run(options, &["curl", "-sS", "--max-time", "20", &url])
+    }
+
+    fn start(&self, options: &[&str], program: &[&str]) -> Result<Node> {
+        self.lab.start(&self.machine, self.fenced(options, program))
+    }
+}
+
+fn code(ended: &Ended) -> Result<i32> {
+    ended.status.code().context("it was killed itself")
+}
+
+#[test]
+fn a_fenced_program_reaches_what_was_allowed_and_the_refusal_of_the_rest_names_its_rule() {
+    scene(Family::V4, |lab| {
+        let scene = set(lab)?;
+        let at = scene.at;
+        let allowed = scene.curl(&["--allow", &at.to_string(), "--verbose"], at)?;
+        ensure!(allowed.stdout == TEXT, "{allowed:?}");
+        ensure!(
+            allowed.stderr.contains("allowed by rule `allow`"),
+            "{allowed:?}"
+        );
+        let other = SocketAddr::new(at.ip(), OTHER);
+        let refused = scene.curl(&["--allow", &at.to_string()], other)?;
+        ensure!(
+            code(&refused)? == 56 || code(&refused)? == 7,
+            "no reset: {refused:?}"
+        );
+        let line = format!("{other}/tcp denied: no rule allows it");
+        ensure!(refused.stderr.contains(&line), "{refused:?}");
+        let policy = scene.lab.directory().join("policy.toml");
+        fs::write(
+            &policy,
+            "[[rule]]\nid = \"not-this-one\"\neffect = \"deny\"\ncallers = [\"*\"]\ndestinations = [\"10.0.0.0/8\"]\n",
+        )?;
+        let policy = policy.to_str().context("a path")?.to_owned();
+        let denied = scene.curl(&["--allow", "*", "--policy", &policy], at)?;
+        ensure!(
+            denied.stderr.contains("denied by rule `not-this-one`"),
+            "{denied:?}"
+        );
+        let unfenced = scene.curl(&[], at)?;
+        ensure!(
+            code(&unfenced)? != 0,
+            "without rules nothing goes out: {unfenced:?}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_fence_passes_on_input_output_exit_codes_and_signals() {
+    scene(Family::V4, |lab| {
+        let scene = set(lab)?;
+        for (script, expected) in [("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)] {
+            let ended = scene.run(&[], &["sh", "-c", script])?;
+            ensure!(code(&ended)? == expected, "{script}: {ended:?}");
+        }
+        let absent = scene.run(&[], &["/no/such/program"])?;
+        ensure!(code(&absent)? == 127, "{absent:?}");
+        let no_program = scene.run(&[], &["/etc/passwd"])?;
+        ensure!(code(&no_program)? == 126, "{no_program:?}");
+        let input = "a line\nand no end of it";
+        let cat = scene
+            .fenced(&[], &["sh", "-c", "cat; echo told >&2"])
+            .input(input);
+        let cat = scene.lab.run(&scene.machine, cat)?;
+        ensure!(cat.stdout == input && cat.stderr == "told\n", "{cat:?}");
+        let script = "trap 'echo asked; exit 3' TERM; echo waiting; while :; do sleep 0.05; done";
+        let mut waiting = scene.start(&[], &["sh", "-c", script])?;
+        wait::until("the program begins", PATIENCE, || {
+            Ok(waiting.stdout().contains("waiting").then_some(()))
+        })?;
+        waiting.signal(Signal::TERM)?;
+        let ended = waiting.finish(PATIENCE)?;
+        ensure!(
+            code(&ended)? == 3 && ended.stdout.contains("asked"),
+            "{ended:?}"
+        );
+        Ok(())
+    });
+}
+
+/// Tries ways out; prints a line for each that worked.
+const WAYS_OUT: &str = r#"
+import ctypes, os, socket, subprocess, sys
+place, host_net = sys.argv[1], sys.argv[2]
+def way(name, attempt):
+    try:
+        attempt()
+    except FileNotFoundError as error:
+        print("LEFT", name, "was not tried", error)
+    except Exception as error:
+        print("held", name, error)
+    else:
+        print("LEFT", name)
+def udp(port):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(0.3)
+    s.connect((place, port)); s.send(b"out"); s.recv(10)
+def raw(family, kind, protocol):
+    socket.socket(family, kind, protocol)
+def run(*words):
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=20)
+def enter():
+    fd = os.open(host_net, os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(fd, 0): raise OSError(ctypes.get_errno())
+def icmp():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1); s.settimeout(0.3)
+    s.sendto(b"\x08\0\0\0\0\1\0\1", (place, 0)); s.recv(10)
+def tcp6():
+    socket.create_connection(("fd77:1::2", 80), 5).send(b"x")
+    s = socket.create_connection(("fd77:1::2", 80), 5); s.send(b"GET / HTTP/1.0\r\n\r\n")
+    if not s.recv(1): raise OSError("ended")
+way("udp 53 past our resolver", lambda: udp(53))
+way("udp 443", lambda: udp(443))
+way("icmp", icmp)
+way("raw ip", lambda: raw(socket.AF_INET, socket.SOCK_RAW, 1))
+way("raw ip6", lambda: raw(socket.AF_INET6, socket.SOCK_RAW, 58))
+way("packets", lambda: raw(socket.AF_PACKET, socket.SOCK_RAW, 3))
+way("routes", lambda: run("/usr/sbin/ip", "route", "del", "local", "default", "dev", "lo", "table", "main"))
+way("a link", lambda: run("/usr/sbin/ip", "link", "add", "sl-out", "type", "veth"))
+way("rules", lambda: run("/usr/sbin/nft", "flush", "ruleset"))
+way("rules of a nested user", lambda: run("unshare", "-Ur", "/usr/sbin/nft", "flush", "ruleset"))
+way("the network of the host", enter)
+way("our own socket", lambda: socket.create_connection(("127.86.0.1", 15001), 5).recv(1)[0])
+way("IPv6", tcp6)
+status = open("/proc/self/status").read()
+for line in ("CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"):
+    print("held" if line in status else "LEFT", line)
+"#;
+
+#[test]
+fn a_hostile_program_finds_no_way_out_of_its_fence_as_any_user_and_as_root() {
+    scene(Family::Both, |lab| {
+        let scene = set(lab)?;
+        let script = scene.lab.directory().join("ways.py");
+        fs::write(&script, WAYS_OUT)?;
+        let script = script.to_str().context("a path")?;
+        let place = scene.at.ip().to_string();
+        let net = format!("/proc/{}/ns/net", std::process::id());
+        let wire = Capture::start(scene.lab, &scene.server)?;
+        let program = ["/usr/bin/python3", script, &place, &net];
+        let as_root = Spec::new("root", &scene.sealock)
+            .args(["run", "--"])
+            .args(program);
+        let tries = [scene.fenced(&[], &program), as_root];
+        for tried in tries {
+            let ended = scene.lab.run(&scene.machine, tried)?;
+            ensure!(code(&ended)? == 0, "{ended:?}");
+            ensure!(!ended.stdout.contains("LEFT"), "{}", ended.stdout);
+            ensure!(
+                ended.stdout.matches("held").count() == 16,
+                "{}",
+                ended.stdout
+            );
+        }
+        let seen = wire.stop()?.packets(scene.lab, "not arp and not icmp6")?;
+        ensure!(seen.is_empty(), "{seen:#?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn when_its_agent_is_killed_the_program_ends_and_what_it_left_behind_reaches_nothing() {
+    scene(Family::V4, |lab| {
+        let scene = set(lab)?;
+        let at = scene.at;
+        let marks = scene.lab.directory().join("marks");
+        fs::create_dir(&marks)?;
+        fs::set_permissions(&marks, fs::Permissions::from_mode(0o777))?;
+        let marks = marks.to_str().context("a path")?.to_owned();
+        // The child outlives its parent, and tries for as long as it is let.
+        let script = format!(
+            "(until [ -e {marks}/go ]; do sleep 0.02; done; \
+             curl -s --max-time 5 http://{at}/text > {marks}/got; echo $? > {marks}/code.new; \
+             mv {marks}/code.new {marks}/code) & echo $$ > {marks}/pid; echo begun; wait"
+        );
+        let options = ["--allow", "10.0.0.0/8"];
+        let mut fence = scene.start(&options, &["sh", "-c", &script])?;
+        wait::until("the program begins", PATIENCE, || {
+            Ok(fence.stdout().contains("begun").then_some(()))
+        })?;
+        let pid = fs::read_to_string(format!("{marks}/pid"))?;
+        let wire = Capture::start(scene.lab, &scene.server)?;
+        fence.kill()?;
+        let gone = format!("/proc/{}", pid.trim());
+        wait::until("the program ends with its agent", PATIENCE, || {
+            Ok((!fs::exists(&gone)?).then_some(()))
+        })?;
+        fs::write(format!("{marks}/go"), "")?;
+        let file = format!("{marks}/code");
+        let code = wait::until("what it left behind gives up", PATIENCE, || {
+            Ok(fs::read_to_string(&file).ok())
+        })?;
+        ensure!(code.trim() == "7", "not refused at once: {code}");
+        ensure!(
+            fs::read_to_string(format!("{marks}/got"))?.is_empty(),
+            "it got an answer"
+        );
+        let seen = wire.stop()?.packets(scene.lab, "tcp or udp")?;
+        ensure!(seen.is_empty(), "{seen:#?}");
+        Ok(())
+    });
+}
