@@ -9,11 +9,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+mod names;
 mod probe;
 mod route;
 mod rules;
 mod socket;
 
+pub use names::{Answers, answer_datagrams, answer_streams};
 pub use probe::{Finding, probe};
 pub use rules::{Rules, RulesError};
 pub use socket::{Captured, DatagramReceiver, StreamListener, reply_socket};
@@ -268,7 +270,7 @@ fn claim(routes: &Routes, method: Method) -> io::Result<()> {
 
 /// A kernel without IPv6 has nothing of it that could be captured.
 fn families() -> impl Iterator<Item = Family> {
-    let has_v6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    let has_v6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
     Family::BOTH
         .into_iter()
         .filter(move |family| *family == Family::V4 || has_v6)

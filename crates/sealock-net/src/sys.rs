@@ -15,7 +15,7 @@ mod errors;
 mod namespace;
 mod signals;
 
-pub use datagram::{Datagram, receive, tell_destinations};
+pub use datagram::{Datagram, receive, send_from, tell_destinations};
 pub use errors::{PacketError, keep_errors, next_error};
 pub use namespace::{inherited, unshare};
 pub use signals::{Delivered, hold_signals, next_signal, watch};

@@ -14,6 +14,7 @@ use super::{Family, MARK};
 const LOOPBACK: u32 = 1; // the index of `lo` in every namespace
 const OUR_PROTOCOL: u8 = 86; // no routing daemon has this number (iproute2's rt_protos)
 const TABLE_MAIN: u8 = 254;
+const TABLE_LOCAL: u8 = 255;
 /// The table that marked packets are looked up in; distributions leave those below 253 to their users.
 const TABLE_MARKED: u8 = 186;
 
@@ -72,14 +73,8 @@ impl Routes {
 
     /// Makes every address one of this namespace's own.
     pub(super) fn claim_all_addresses(&self, family: Family) -> io::Result<()> {
-        // In the main table, so that the routes of other interfaces, being longer, go before it.
-        self.ask(route(
-            NEW_ROUTE,
-            CREATE | REPLACE,
-            family,
-            LOCAL,
-            TABLE_MAIN,
-        ))
+        let table = all_addresses(family);
+        self.ask(route(NEW_ROUTE, CREATE | REPLACE, family, LOCAL, table))
     }
 
     /// Sends packets with our mark to this namespace itself, and gives programs inside a route that lets them begin.
@@ -111,7 +106,7 @@ impl Routes {
     /// Removes all that [`Self::claim_all_addresses`] and [`Self::claim_marked`] made, also in an earlier run.
     pub(super) fn release(&self, family: Family) -> io::Result<()> {
         for (kind, table) in [
-            (LOCAL, TABLE_MAIN),
+            (LOCAL, all_addresses(family)),
             (UNICAST, TABLE_MAIN),
             (LOCAL, TABLE_MARKED),
         ] {
@@ -134,6 +129,16 @@ impl Routes {
             0 => Ok(()),
             code => Err(io::Error::from_raw_os_error(-code)),
         }
+    }
+}
+
+/// The table for the route that makes every address our own. A program's own IPv4 address is looked for in the local
+/// table alone once the namespace has had a routing rule; IPv6 looks everywhere, and there the main table lets the routes
+/// of other interfaces go first.
+fn all_addresses(family: Family) -> u8 {
+    match family {
+        Family::V4 => TABLE_LOCAL,
+        Family::V6 => TABLE_MAIN,
     }
 }
 

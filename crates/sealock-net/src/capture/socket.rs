@@ -171,4 +171,12 @@ impl DatagramReceiver {
             })
             .await
     }
+
+    /// Answers a datagram from the address that it was sent to, at this socket's own port.
+    ///
+    /// # Errors
+    /// What the operating system says; a full buffer loses the reply, as any network may.
+    pub fn reply(&self, bytes: &[u8], remote: SocketAddr, source: IpAddr) -> io::Result<()> {
+        sys::send_from(self.socket.as_fd(), bytes, remote, source)
+    }
 }

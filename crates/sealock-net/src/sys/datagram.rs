@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use socket2::{SockAddr, SockAddrStorage};
@@ -111,4 +111,84 @@ unsafe fn destination(message: &libc::msghdr) -> Option<SocketAddr> {
         next = unsafe { libc::CMSG_NXTHDR(message, next) };
     }
     None
+}
+
+/// Sends a datagram from an address of this machine that the socket is not bound to, at the socket's own port.
+///
+/// # Errors
+/// When the address is not this machine's, or the datagram is too large.
+#[expect(
+    unsafe_code,
+    reason = "no crate that we use writes these control messages"
+)]
+pub fn send_from(
+    socket: impl AsFd,
+    bytes: &[u8],
+    remote: SocketAddr,
+    source: IpAddr,
+) -> io::Result<()> {
+    let remote = SockAddr::from(remote);
+    let mut control = Control([0; CONTROL_SPACE]);
+    let mut part = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: all-zero is a valid message header.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_name = remote.as_ptr().cast_mut().cast();
+    message.msg_namelen = remote.len();
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = CONTROL_SPACE;
+    let used = match source {
+        IpAddr::V4(v4) => {
+            let info = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr {
+                    s_addr: u32::from(v4).to_be(),
+                },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            // SAFETY: the control buffer is alive, and larger than one such message.
+            unsafe { put(&message, (libc::IPPROTO_IP, libc::IP_PKTINFO), info) }
+        }
+        IpAddr::V6(v6) => {
+            let info = libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr {
+                    s6_addr: v6.octets(),
+                },
+                ipi6_ifindex: 0,
+            };
+            // SAFETY: the control buffer is alive, and larger than one such message.
+            unsafe { put(&message, (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO), info) }
+        }
+    };
+    message.msg_controllen = used;
+    let descriptor = socket.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is open; every pointer in the header is to memory that outlives the call, of the length
+    // that stands beside it, and none is written to.
+    let sent = unsafe { libc::sendmsg(descriptor, &raw const message, libc::MSG_NOSIGNAL) };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Writes the one control message of a header; returns the space that it takes.
+///
+/// # Safety
+/// The header's control buffer is alive, aligned, and has room for a message with a `T`.
+#[expect(unsafe_code, reason = "control messages are written by pointers")]
+unsafe fn put<T>(message: &libc::msghdr, (level, kind): (i32, i32), value: T) -> usize {
+    let size = u32::try_from(size_of::<T>()).unwrap_or(0);
+    // SAFETY: the caller vouches for the buffer, so there is a first header, and room for the value behind it.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(message);
+        (*header).cmsg_level = level;
+        (*header).cmsg_type = kind;
+        (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
+        libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
+        libc::CMSG_SPACE(size) as usize
+    }
 }

@@ -30,7 +30,7 @@ pub(crate) fn run(form: Json) -> anyhow::Result<()> {
     let text = String::from_utf8_lossy(&tried.stdout);
     let rows: Vec<Row<'_>> = text
         .lines()
-        .filter_map(|line| line.split_once('\t'))
+        .filter_map(|line| line.split_once(' '))
         .map(|(method, reason)| Row {
             method,
             usable: reason.is_empty(),

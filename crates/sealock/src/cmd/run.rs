@@ -58,8 +58,8 @@ pub(super) fn inside(flags: &Inside) -> ExitCode {
         Ok(findings) => {
             for finding in findings {
                 let obstacle = finding.obstacle.unwrap_or_default();
-                let obstacle = obstacle.replace(['\n', '\t'], " ");
-                print::line(&format!("{}\t{obstacle}", finding.method.as_str()));
+                let obstacle = obstacle.replace('\n', " ");
+                print::line(&format!("{} {obstacle}", finding.method.as_str()));
             }
             ExitCode::SUCCESS
         }

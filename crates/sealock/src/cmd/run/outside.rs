@@ -51,7 +51,7 @@ pub(super) fn serve(
         judge: Arc::new(judge),
         live: LiveFlows::new(FLOWS_LIMIT),
         audit: Audit::new(),
-        meter: Meter::registered(&mut sealock_net::admin::Registry::default()),
+        meter: Meter::unread(),
     };
     let workload = Workload {
         caller,
