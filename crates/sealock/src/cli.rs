@@ -12,6 +12,7 @@ use sealock_core::config::unit::Span;
 use sealock_core::destination::Destination;
 use sealock_core::name::{AgentName, GroupName, ServiceName};
 use sealock_core::policy::{CallerPattern, DestinationPattern, Label, RuleId, ServicePattern};
+use sealock_core::route::Way;
 
 use crate::settings::flag;
 
@@ -243,6 +244,10 @@ pub(crate) struct Run {
     /// What it may reach: HOST[:PORT], where HOST is a name, `*.name`, an address or a network; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(crate) allow: Vec<DestinationPattern>,
+    /// How it is reached: direct, socks5://HOST:PORT, http://HOST:PORT, unix:/PATH or refuse; may be repeated, the next one
+    /// is tried when one fails
+    #[arg(long, value_name = "WAY")]
+    pub(crate) via: Vec<Way>,
     /// A file of rules about destinations, in the form that `sealock policy` knows
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,

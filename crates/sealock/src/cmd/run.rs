@@ -80,7 +80,7 @@ pub(super) async fn run(
     let signals = signals.listen().context("listening for signals")?;
     let scope = Scope::new("run");
     let sockets = std::mem::take(&mut fence.sockets);
-    outside::serve(sockets, policy::rules(flags)?, flags.verbose, &scope)?;
+    outside::serve(sockets, policy::rules(flags)?, flags, &scope)?;
     let mut program = match fence.go() {
         Ok(program) => program,
         Err(FenceError::Program(error)) => return Ok(cannot_begin(&flags.command[0], &error)),

@@ -11,6 +11,7 @@ use sealock_core::host::HostName;
 use sealock_core::identity::AgentId;
 use sealock_core::policy::{Action, Question, RuleId, RuleSet, Subject};
 use sealock_core::reason::Reason;
+use sealock_core::route::Routes;
 use sealock_flow::arrival::LegHead;
 use sealock_flow::audit::Audit;
 use sealock_flow::hop::Hop;
@@ -24,6 +25,7 @@ use sealock_net::capture::{Sockets, StreamListener};
 use sealock_net::task::Scope;
 
 use super::METHOD;
+use crate::cli::Run;
 use crate::failure;
 use crate::print;
 
@@ -34,9 +36,14 @@ const FLOWS_LIMIT: usize = 65_536;
 pub(super) fn serve(
     sockets: Sockets,
     rules: Arc<RuleSet>,
-    verbose: bool,
+    flags: &Run,
     scope: &Scope,
 ) -> anyhow::Result<()> {
+    let verbose = flags.verbose;
+    let routes = match flags.via.as_slice() {
+        [] => Routes::default(), // direct
+        ways => Routes::all_by(ways.to_vec()),
+    };
     let local = Rules::Local(Arc::clone(&rules));
     let caller = AgentId {
         tenant: "local".parse().context("the tenant of this machine")?,
@@ -44,7 +51,7 @@ pub(super) fn serve(
     };
     let told = Arc::new(Told { rules, verbose });
     let judge = Telling {
-        judge: EgressJudge::new(local.clone()),
+        judge: EgressJudge::new(local.clone(), Arc::new(routes)),
         verbose,
     };
     let hop = Hop {
