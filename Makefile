@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= $(CURDIR)/target
 SEALOCK_BIN = $(CARGO_TARGET_DIR)/debug/sealock
 
 # What needs root: the lab, and the tests that say so by being ignored elsewhere.
-IN_LAB = package(lab) or test(another_user_is_turned_away)
+IN_LAB = package(lab) or test(another_user_is_turned_away) or test(/^in_a_namespace/)
 
 # How long each fuzz target runs with `make fuzz`, in seconds, and how many seeds `make sim` takes.
 FUZZ_SECONDS ?= 60

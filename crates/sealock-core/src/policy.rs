@@ -28,7 +28,7 @@ pub use self::condition::{Condition, Conditions};
 pub use self::explain::{Explanation, Part, PartKind, RuleExplained};
 pub use self::file::{PolicyFile, PolicyTest, TestGoal, TestOutcome};
 pub use self::pattern::{CallerPattern, Label, PatternError, ServicePattern};
-pub use self::place::{DestinationPattern, HostPattern, PlaceError};
+pub use self::place::{DestinationPattern, HostPattern, PlaceError, Ports};
 pub use self::set::RuleSet;
 use crate::destination::Destination;
 use crate::identity::AgentId;

@@ -9,11 +9,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
+mod names;
 mod probe;
 mod route;
 mod rules;
 mod socket;
 
+pub use names::answer_names;
 pub use probe::{Finding, probe};
 pub use rules::{Rules, RulesError};
 pub use socket::{Captured, DatagramReceiver, StreamListener, reply_socket};

@@ -26,7 +26,7 @@ fn captured(plan: &Plan) -> (NetworkNamespace, Capture) {
     let capture = namespace
         .within(|| Capture::install(plan))
         .expect("the namespace is entered")
-        .unwrap_or_else(|error| panic!("{}: {error:?}", plan.method.as_str()));
+        .expect("captured");
     (namespace, capture)
 }
 

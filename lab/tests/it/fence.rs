@@ -20,8 +20,10 @@ const TEXT: &str = "behind the fence\n";
 struct Scene<'a> {
     lab: &'a Topology,
     machine: Namespace,
+    server: Namespace,
     at: SocketAddr,
     sealock: PathBuf,
+    hosts: PathBuf,
     _servers: [Node; 2],
 }
 
@@ -43,11 +45,15 @@ fn set(lab: &mut Topology) -> Result<Scene<'_>> {
     let sealock = lab.directory().join("sealock-for-all");
     fs::copy(binary::sealock()?, &sealock)?;
     fs::set_permissions(&sealock, fs::Permissions::from_mode(0o755))?;
+    let hosts = lab.directory().join("hosts");
+    fs::write(&hosts, format!("{} api.example.test\n", at.ip()))?;
     Ok(Scene {
         lab,
         machine,
+        server,
         at,
         sealock,
+        hosts,
         _servers: running,
     })
 }
@@ -55,7 +61,13 @@ fn set(lab: &mut Topology) -> Result<Scene<'_>> {
 impl Scene<'_> {
     /// `sealock run` with these options in front of a program, by a user without any right.
     fn fenced(&self, options: &[&str], program: &[&str]) -> Spec {
-        Spec::new("run", "setpriv")
+        // The machine's own names, which sealock knows and the program does not.
+        let named = format!(
+            "mount --bind {} /etc/hosts && exec \"$@\"",
+            self.hosts.display()
+        );
+        Spec::new("run", "unshare")
+            .args(["--mount", "sh", "-c", &named, "sh", "setpriv"])
             .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"])
             .args([&self.sealock])
             .args(["run"])
@@ -124,6 +136,55 @@ fn a_fenced_program_reaches_what_was_allowed_and_the_refusal_of_the_rest_names_i
 }
 
 #[test]
+fn a_fenced_program_knows_the_names_of_its_rules_alone_whichever_resolver_it_asks() {
+    scene(Family::V4, |lab| {
+        let scene = set(lab)?;
+        let options = ["--allow", "*.example.test:80"];
+        let curl = |url: &str| scene.run(&options, &["curl", "-sS", "--max-time", "20", url]);
+        let reached = curl("http://api.example.test/text")?;
+        ensure!(reached.stdout == TEXT, "{reached:?}");
+        let port = curl("http://api.example.test:8080/text")?;
+        let line = "api.example.test:8080/tcp denied: no rule allows it";
+        ensure!(port.stderr.contains(line), "{port:?}");
+        let unknown = curl("http://www.example.org/")?;
+        ensure!(
+            code(&unknown)? == 6,
+            "a name that no rule speaks of was given: {unknown:?}"
+        );
+        // A name that our DNS never gave for the address is a claim, and is looked up again.
+        let resolve = ["--resolve", "api.example.test:80:192.0.2.7"];
+        let claimed = [
+            &["curl", "-sS", "--max-time", "20"][..],
+            &resolve,
+            &["http://api.example.test/text"],
+        ]
+        .concat();
+        let claimed = scene.run(&options, &claimed)?;
+        ensure!(claimed.stdout == TEXT, "{claimed:?}");
+        // The question goes to a resolver of the world, and is answered in its name.
+        let script = ASK.replace("RESOLVER", "9.9.9.9");
+        let asked = scene.run(&options, &["/usr/bin/python3", "-c", &script])?;
+        ensure!(asked.stdout == "0 5\n", "{asked:?}");
+        Ok(())
+    });
+}
+
+/// Asks a resolver for a name that may be known, over UDP, and for one that may not, over TCP; prints both answers' codes.
+const ASK: &str = r#"
+import socket, struct
+def question(name):
+    labels = b"".join(bytes([len(l)]) + l.encode() for l in name.split("."))
+    return struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", 1, 1)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.settimeout(20)
+udp.connect(("RESOLVER", 53)); udp.send(question("api.example.test"))
+known = udp.recv(4096)
+tcp = socket.create_connection(("RESOLVER", 53), 20)
+asked = question("www.example.org"); tcp.send(struct.pack(">H", len(asked)) + asked)
+tcp.recv(2, socket.MSG_WAITALL); unknown = tcp.recv(4096)
+print(known[3] & 15, unknown[3] & 15)
+"#;
+
+#[test]
 fn a_fence_passes_on_input_output_exit_codes_and_signals() {
     scene(Family::V4, |lab| {
         let scene = set(lab)?;
@@ -152,6 +213,23 @@ fn a_fence_passes_on_input_output_exit_codes_and_signals() {
             code(&ended)? == 3 && ended.stdout.contains("asked"),
             "{ended:?}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn where_user_namespaces_are_forbidden_it_says_what_to_change_and_starts_nothing() {
+    scene(Family::V4, |lab| {
+        let scene = set(lab)?;
+        let forbid = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
+        let spec = Spec::new("forbidden", "unshare")
+            .args(["--user", "--map-root-user", "sh", "-c", forbid, "sh"])
+            .args([&scene.sealock])
+            .args(["run", "--", "echo", "begun"]);
+        let ended = scene.lab.run(&scene.machine, spec)?;
+        ensure!(code(&ended)? == 1 && ended.stdout.is_empty(), "{ended:?}");
+        let hint = "hint: none are allowed: sysctl -w user.max_user_namespaces=10000";
+        ensure!(ended.stderr.contains(hint), "{ended:?}");
         Ok(())
     });
 }
@@ -236,6 +314,36 @@ fn a_hostile_program_finds_no_way_out_of_its_fence_as_any_user_and_as_root() {
         let seen = wire.stop()?.packets(scene.lab, FROM_PROGRAMS)?;
         ensure!(seen.is_empty(), "{seen:#?}");
         Ok(())
+    });
+}
+
+/// Reads each connection to its end, and prints how much there was.
+const LISTENER: &str =
+    "import socket,sys; l = socket.create_server(('', 9000)); print('ready', flush=True)
+while True:
+    s, _ = l.accept(); n = 0
+    while d := s.recv(65536): n += len(d)
+    print('heard', n, flush=True)";
+
+#[test]
+fn what_a_program_said_last_arrives_though_it_has_ended() {
+    scene(Family::V4, |lab| {
+        let scene = set(lab)?;
+        let spec = Spec::new("listener", "/usr/bin/python3").args(["-c", LISTENER]);
+        let listener = scene.lab.start(&scene.server, spec)?;
+        wait::until("it listens", PATIENCE, || {
+            Ok(listener.stdout().contains("ready").then_some(()))
+        })?;
+        let place = scene.at.ip();
+        let script = format!(
+            "import os,socket; s = socket.create_connection(('{place}', 9000)); s.sendall(b'x' * 100000); os._exit(5)"
+        );
+        let options = ["--allow", "10.0.0.0/8:9000"];
+        let said = scene.run(&options, &["/usr/bin/python3", "-c", &script])?;
+        ensure!(code(&said)? == 5, "{said:?}");
+        wait::until("all of it arrives", PATIENCE, || {
+            Ok(listener.stdout().contains("heard 100000").then_some(()))
+        })
     });
 }
 

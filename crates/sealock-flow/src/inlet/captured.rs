@@ -5,7 +5,8 @@
 //! that says nothing in time is refused. A flow whose address is allowed waits for nothing, so a protocol in which the
 //! server speaks first loses no time.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,22 +16,20 @@ use sealock_core::host::HostName;
 use sealock_core::identity::AgentId;
 use sealock_core::reason::Reason;
 use sealock_net::capture::{Captured, Method, StreamListener};
+use sealock_net::dns::{Desk, Lease};
 use sealock_net::socket;
 use sealock_net::task::Spawner;
 use sealock_proto::sniff::{self, Sniffed, Spoken};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::arrival::{Arrival, InletKind, Near};
 use crate::hop::{self, Hop};
 use crate::rules::Rules;
 
-/// What tells names of addresses, and hears how flows ended.
+/// Hears of the flows of a workload.
 pub trait Notes: Send + Sync + 'static {
-    /// The name that our own DNS gave this workload the address for.
-    fn name_of(&self, address: IpAddr) -> Option<HostName>;
-
-    /// Hears how a flow ended, or why it never began.
+    /// How one ended, or why it never began.
     fn ended(&self, facts: &Facts, reason: Reason);
 }
 
@@ -41,7 +40,9 @@ pub struct Workload {
     pub caller: AgentId,
     /// What tells whether a claimed name is worth waiting for.
     pub rules: Rules,
-    /// What is known and told of its flows.
+    /// Its DNS, which knows what name an address stands for.
+    pub desk: Desk,
+    /// Who is told of its flows.
     pub notes: Arc<dyn Notes>,
 }
 
@@ -62,31 +63,53 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(1); // a client speaks as soon
 /// How long it is waited between two looks at a beginning that is not whole yet.
 const CLAIM_LOOK: Duration = Duration::from_millis(5); // the rest of a hello follows its first packet closely
 
-/// Accepts captured connections and runs each through the pipe, until dropped. An error of one never ends the listener.
+/// Accepts captured connections and runs each through the pipe, until `tasks` is asked to stop; then takes those that
+/// were made before. An error of one never ends the listener.
 ///
 /// # Cancel safety
 /// Dropping it stops accepting; flows belong to `tasks` and go on.
 pub async fn serve(listener: StreamListener, hop: Hop, workload: Workload, tasks: &Spawner) {
     let slots = Arc::new(Semaphore::new(FLOWS_LIMIT));
     let inlet = kind(listener.method());
+    let start = |captured, slot| {
+        let (hop, workload) = (hop.clone(), workload.clone());
+        tasks.spawn("flow", async move {
+            run(&hop, &workload, inlet, captured).await;
+            drop(slot);
+        });
+    };
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
+        // The stop comes first: under a flood of connections it would never be seen otherwise.
+        let accepted = tokio::select! {
+            biased;
+            () = tasks.stopping() => break,
+            accepted = accept(&listener, &slots) => accepted,
         };
-        match listener.accept().await {
-            Ok(captured) => {
-                let (hop, workload) = (hop.clone(), workload.clone());
-                tasks.spawn("flow", async move {
-                    run(&hop, &workload, inlet, captured).await;
-                    drop(slot);
-                });
-            }
+        match accepted {
+            Ok((captured, slot)) => start(captured, slot),
             Err(error) => {
                 tracing::warn!(err = %error, "a captured connection could not be accepted");
                 tokio::time::sleep(ERROR_REST).await;
             }
         }
     }
+    // A program that sent its last words and ended has ended before they were taken.
+    while let Ok(slot) = Arc::clone(&slots).try_acquire_owned()
+        && let Ok(captured) = listener.accept_now()
+    {
+        start(captured, slot);
+    }
+}
+
+async fn accept(
+    listener: &StreamListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(Captured, OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
+    Ok((listener.accept().await?, slot))
 }
 
 fn kind(method: Method) -> InletKind {
@@ -108,7 +131,9 @@ async fn run(hop: &Hop, workload: &Workload, inlet: InletKind, captured: Capture
     if stream.set_nodelay(true).is_err() {
         return; // it is gone already
     }
-    let facts = workload.facts(&stream, address).await;
+    // To the end of the flow, so that its address stands for no other name meanwhile.
+    let lease = workload.desk.hold(address.ip());
+    let facts = workload.facts(&stream, address, lease.as_ref()).await;
     let arrival = Arrival {
         inlet,
         facts: facts.clone(),
@@ -116,13 +141,14 @@ async fn run(hop: &Hop, workload: &Workload, inlet: InletKind, captured: Capture
         near: Near::Tcp(stream),
     };
     let reason = hop::run(hop, arrival).await;
+    drop(lease);
     workload.notes.ended(&facts, reason);
 }
 
 impl Workload {
-    async fn facts(&self, stream: &TcpStream, address: SocketAddr) -> Facts {
-        if let Some(name) = self.notes.name_of(address.ip()) {
-            let name = Fact::new(name, Source::Dns);
+    async fn facts(&self, stream: &TcpStream, address: SocketAddr, lease: Option<&Lease>) -> Facts {
+        if let Some(lease) = lease {
+            let name = Fact::new(lease.name().clone(), Source::Dns);
             return self.going_to(Destination::named(Protocol::Tcp, name, address.port()));
         }
         let destination = Destination::at(Protocol::Tcp, address);

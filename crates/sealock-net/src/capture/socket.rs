@@ -109,11 +109,26 @@ impl StreamListener {
     /// Safe.
     pub async fn accept(&self) -> io::Result<Captured> {
         let (stream, _remote) = self.listener.accept().await?;
+        Ok(self.captured(stream))
+    }
+
+    /// Takes a connection that was made before this moment, without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none.
+    pub fn accept_now(&self) -> io::Result<Captured> {
+        // Past the runtime, which learns of a connection a little after it was made.
+        let (stream, _remote) = SockRef::from(&self.listener).accept()?;
+        stream.set_nonblocking(true)?;
+        Ok(self.captured(TcpStream::from_std(stream.into())?))
+    }
+
+    fn captured(&self, stream: TcpStream) -> Captured {
         let destination = destination(&stream, self.method);
-        Ok(Captured {
+        Captured {
             stream,
             destination,
-        })
+        }
     }
 }
 

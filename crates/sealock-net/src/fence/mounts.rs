@@ -13,6 +13,7 @@ use std::path::Path;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 
 const RESOLVER: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
 
 /// Doors of the host, of services that act for whoever asks.
 const DOORS: &[&str] = &[
@@ -47,24 +48,30 @@ pub(super) fn replace(resolver: IpAddr, uid: u32) -> io::Result<()> {
             mount_bind("/dev/null", &door)?;
         }
     }
-    resolve_by(resolver)
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let hosts = format!(
+        "127.0.0.1 localhost {host}\n::1 localhost\n",
+        host = host.trim()
+    );
+    cover(RESOLVER, &format!("nameserver {resolver}\n"))?;
+    // A name that this file gave an address would be a claim for us, where it can be known.
+    cover(HOSTS, &hosts)
 }
 
-/// Without such a file a program asks this machine itself, where we answer as well.
-fn resolve_by(resolver: IpAddr) -> io::Result<()> {
-    let Ok(target) = fs::canonicalize(RESOLVER) else {
+/// Shows another text in the place of a file. Without a resolver's file a program asks this machine itself, where we
+/// answer as well, so one that is absent stays so.
+fn cover(path: &str, text: &str) -> io::Result<()> {
+    let Ok(target) = fs::canonicalize(path) else {
         return Ok(());
     };
-    let name = format!("sealock-resolver-{}", std::process::id());
+    let name = format!("sealock-fence-{}", std::process::id());
     let file = std::env::temp_dir().join(name);
     let mut options = fs::OpenOptions::new();
-    let mut written = options
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&file)?;
-    let mounted =
-        writeln!(written, "nameserver {resolver}").and_then(|()| Ok(mount_bind(&file, &target)?));
+    options.write(true).create_new(true).mode(0o644);
+    let mut written = options.open(&file)?;
+    let mounted = written
+        .write_all(text.as_bytes())
+        .and_then(|()| Ok(mount_bind(&file, &target)?));
     // The mount keeps what it needs.
     fs::remove_file(&file)?;
     mounted

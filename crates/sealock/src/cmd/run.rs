@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use sealock_net::capture::Method;
@@ -13,6 +14,7 @@ use crate::cli::{Common, Inside, Run};
 use crate::print;
 use crate::settings::{self, Kind};
 
+mod names;
 mod outside;
 mod policy;
 
@@ -23,6 +25,9 @@ pub(super) const INSIDE: &str = "inside";
 
 /// By which means the fence captures: it needs nothing that this user may lack, see `sealock doctor`.
 const METHOD: Method = Method::AnyipTproxy;
+
+/// How long what a program that has ended said last may still be under way.
+const LAST_WORDS: Duration = Duration::from_secs(3); // a retransmission or two; what it left running is cut off then
 
 // As `env` and `timeout` do it, so that scripts know.
 const NOT_EXECUTABLE: u8 = 126;
@@ -86,13 +91,15 @@ pub(super) async fn run(
         Err(FenceError::Program(error)) => return Ok(cannot_begin(&flags.command[0], &error)),
         Err(error) => return Err(error.into()),
     };
-    loop {
+    let status = loop {
         // The order is free: a signal for a program that has ended goes nowhere.
         tokio::select! {
-            status = program.ended() => return Ok(ExitCode::from(fence::exit_code(status?))),
+            status = program.ended() => break status?,
             signal = signals.next() => program.pass_on(signal?),
         }
-    }
+    };
+    scope.shutdown(LAST_WORDS).await;
+    Ok(ExitCode::from(fence::exit_code(status)))
 }
 
 fn cannot_begin(program: &OsStr, error: &io::Error) -> ExitCode {

@@ -1,13 +1,11 @@
 //! The data part of a fence: takes what the program sends, judges it, sends it out, and tells the user.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
 use sealock_agent::egress::EgressJudge;
 use sealock_core::fact::Facts;
-use sealock_core::host::HostName;
 use sealock_core::identity::AgentId;
 use sealock_core::policy::{Action, Question, RuleId, RuleSet, Subject};
 use sealock_core::reason::Reason;
@@ -24,7 +22,7 @@ use sealock_flow::rules::Rules;
 use sealock_net::capture::{Sockets, StreamListener};
 use sealock_net::task::Scope;
 
-use super::METHOD;
+use super::{METHOD, names};
 use crate::cli::Run;
 use crate::failure;
 use crate::print;
@@ -60,9 +58,12 @@ pub(super) fn serve(
         audit: Audit::new(),
         meter: Meter::unread(),
     };
+    let desk = names::desk(Arc::clone(&told.rules), scope)?;
+    names::serve(&desk, sockets.name_streams, sockets.name_datagrams, scope)?;
     let workload = Workload {
         caller,
         rules: local,
+        desk,
         notes: told,
     };
     for socket in sockets.streams {
@@ -102,10 +103,6 @@ struct Told {
 }
 
 impl Notes for Told {
-    fn name_of(&self, _address: IpAddr) -> Option<HostName> {
-        None
-    }
-
     fn ended(&self, facts: &Facts, reason: Reason) {
         if reason == Reason::PolicyDenied {
             print::error(&format!("sealock: {} {}", facts.goal, self.verdict(facts)));
