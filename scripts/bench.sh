@@ -10,12 +10,13 @@ target="${CARGO_TARGET_DIR:-$PWD/target}/release"
 # A client and an origin of a thousand streams, and the systems between them.
 ulimit -n 16384
 cargo build --release --quiet -p lab --bin bench
-cargo build --release --quiet -p sealock-net --example handshakes
+cargo build --release --quiet -p sealock-net --features test-util --example handshakes --example layers
 
 commit=$(git rev-parse --short HEAD)
 [ -z "$(git status --porcelain --untracked-files=no -- crates)" ] || commit="$commit-changed"
 date=$(date -u +%F)
 if [ $# -eq 0 ]; then
-    set -- --profile 8 --out "docs/bench/$date-$commit.md" --handshakes "$target/examples/handshakes"
+    set -- --profile 8 --out "docs/bench/$date-$commit.md" --handshakes "$target/examples/handshakes" \
+        --layers "$target/examples/layers"
 fi
 exec "$target/bench" --sealock "$target/sealock" --date "$date" --commit "$commit" "$@"

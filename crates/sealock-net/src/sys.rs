@@ -12,11 +12,13 @@ use rustix::fs::Mode;
 
 mod datagram;
 mod errors;
+mod heap;
 mod namespace;
 mod signals;
 
 pub use datagram::{Datagram, receive, send_from, tell_destinations};
 pub use errors::{PacketError, keep_errors, next_error};
+pub use heap::keep_freed_memory;
 pub use namespace::{inherited, unshare};
 pub use signals::{Delivered, hold_signals, next_signal, watch};
 

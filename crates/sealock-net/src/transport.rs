@@ -13,6 +13,7 @@ mod network;
 pub mod proxy;
 mod pulse;
 mod quic;
+mod record;
 mod tcp;
 mod websocket;
 

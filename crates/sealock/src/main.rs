@@ -20,6 +20,7 @@ use crate::cli::Cli;
 use crate::cmd::Prepared;
 
 fn main() -> ExitCode {
+    sealock_net::sys::keep_freed_memory();
     // Before the first use of TLS; the only error is that one is installed already.
     let installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     debug_assert!(installed.is_ok(), "main runs once");

@@ -136,6 +136,7 @@ async fn heard_through(change: Change) -> (usize, Result<(), Reason>) {
                     bytes.iter().all(|&byte| byte == 7),
                     "an altered byte got through"
                 );
+                assert!(bytes.len() <= 64 * 1024, "held back: {}", bytes.len());
                 length += bytes.len();
             }
             Ok(None) => return (length, Ok(())),

@@ -17,15 +17,14 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 use super::mux::{self, Closer, Facts, Pipe, Side};
-use super::{Alert, ConnectError, Connection, Lost, Settings, websocket};
+use super::{Alert, ConnectError, Connection, Lost, Settings, record, websocket};
 use crate::identity::PeerIdentity;
 use crate::task::Scope;
 use crate::tls::verify::VerifyError;
-use crate::tls::{alpn, peer_identity, unused_server_name};
+use crate::tls::{alpn, peer_identity};
 
 /// The first bytes of the listening side: it has accepted the other side's certificate. In TLS 1.3 a client is done
 /// before the server has seen it.
@@ -67,6 +66,9 @@ impl TcpEndpoint {
         settings: Settings,
     ) -> io::Result<Self> {
         let listener = listen(address)?;
+        let mut tls = rustls::ServerConfig::clone(&tls);
+        tls.enable_secret_extraction = true; // for `record`, which seals and opens by itself
+        let tls = Arc::new(tls);
         Ok(Self::new(settings, Some((listener, tls))))
     }
 
@@ -159,7 +161,7 @@ impl TcpEndpoint {
         tls: Arc<rustls::ClientConfig>,
     ) -> Result<Connection, ConnectError> {
         let remote = stream.peer_addr().ok();
-        let connecting = TlsConnector::from(tls).connect(unused_server_name(), stream);
+        let connecting = record::connect(stream, &tls);
         let mut stream = connecting.await.map_err(|error| failed(&error))?;
         let mut welcome = [0; WELCOME.len()];
         let read = stream.read_exact(&mut welcome).await;
@@ -167,11 +169,9 @@ impl TcpEndpoint {
         if welcome != *WELCOME {
             return Err(ConnectError::NotSealock);
         }
-        let session = stream.get_ref().1;
-        let agreed = session.alpn_protocol().map(<[u8]>::to_vec);
         let facts = Facts {
-            peer: proved(session.peer_certificates())?,
-            alpn: agreed,
+            peer: proved(stream.chain.take().as_deref())?,
+            alpn: stream.protocol.take(),
             remote,
         };
         Ok(self.begin(Box::new(stream), Side::Dials, facts, Transport::Tls))
@@ -187,17 +187,16 @@ impl TcpEndpoint {
         let protocol = tls.alpn_protocols.first().cloned().unwrap_or_default();
         let mut over_http = rustls::ClientConfig::clone(&tls);
         over_http.alpn_protocols = vec![alpn::HTTP.to_vec()];
-        let connector = TlsConnector::from(Arc::new(over_http));
-        let connecting = connector.connect(unused_server_name(), stream);
-        let stream = connecting.await.map_err(|error| failed(&error))?;
-        let peer = proved(stream.get_ref().1.peer_certificates())?;
+        let connecting = record::connect(stream, &over_http);
+        let mut stream = connecting.await.map_err(|error| failed(&error))?;
+        let peer = proved(stream.chain.take().as_deref())?;
         let pipe = websocket::dial(stream, host, &protocol).await?;
         let facts = Facts {
             peer,
             alpn: Some(protocol),
             remote,
         };
-        Ok(self.begin(Box::new(pipe), Side::Dials, facts, Transport::Websocket))
+        Ok(self.begin(joined(pipe), Side::Dials, facts, Transport::Websocket))
     }
 
     fn begin(
@@ -311,12 +310,11 @@ impl TcpIncoming {
         let inner = &self.endpoint.0;
         let (_, tls) = inner.listener.as_ref().ok_or(ConnectError::Endpoint)?;
         self.stream.set_nodelay(true).map_err(|_| cut())?;
-        let accepting = TlsAcceptor::from(Arc::clone(tls)).accept(self.stream);
+        let accepting = record::accept(self.stream, Arc::clone(tls));
         let mut stream = accepting.await.map_err(|error| failed(&error))?;
-        let session = stream.get_ref().1;
-        let peer = proved(session.peer_certificates())?;
+        let peer = proved(stream.chain.take().as_deref())?;
         let remote = Some(self.remote);
-        let agreed = session.alpn_protocol().map(<[u8]>::to_vec);
+        let agreed = stream.protocol.take();
         if let Some(protocol) = agreed.filter(|agreed| agreed != alpn::HTTP) {
             stream.write_all(WELCOME).await.map_err(|_| cut())?;
             stream.flush().await.map_err(|_| cut())?;
@@ -336,9 +334,17 @@ impl TcpIncoming {
             alpn: Some(protocol.to_vec()),
             remote,
         };
-        let (pipe, side) = (Box::new(pipe), Side::Listens);
+        let (pipe, side) = (joined(pipe), Side::Listens);
         Ok(self.endpoint.begin(pipe, side, facts, Transport::Websocket))
     }
+}
+
+/// A message that several of the mux's frames share: more would only wait here instead of in its stream.
+const JOINED: usize = 64 * 1024;
+
+/// A pipe whose small writes leave together.
+fn joined(pipe: impl Pipe + 'static) -> Box<dyn Pipe> {
+    Box::new(tokio::io::BufWriter::with_capacity(JOINED, pipe))
 }
 
 fn proved(chain: Option<&[CertificateDer<'_>]>) -> Result<Option<PeerIdentity>, ConnectError> {

@@ -10,9 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::{client, server};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -21,6 +19,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::ConnectError;
 use super::glitches::Glitches;
+use super::record::Records;
 use super::tcp::{cut, failed};
 use crate::tls::alpn;
 
@@ -43,10 +42,10 @@ fn config() -> WebSocketConfig {
 
 /// Asks for the upgrade to `protocol`.
 pub(super) async fn dial(
-    stream: client::TlsStream<TcpStream>,
+    stream: Records,
     host: &str,
     protocol: &[u8],
-) -> Result<Pipe<client::TlsStream<TcpStream>>, ConnectError> {
+) -> Result<Pipe<Records>, ConnectError> {
     let protocol = std::str::from_utf8(protocol).map_err(|_| ConnectError::Endpoint)?;
     let request = format!("wss://{host}/{protocol}").into_client_request();
     let request = request.map_err(|_| ConnectError::Endpoint)?;
@@ -60,8 +59,8 @@ pub(super) async fn dial(
 
 /// Reads a request and upgrades to the protocol that it names; says which.
 pub(super) async fn accept(
-    mut stream: server::TlsStream<TcpStream>,
-) -> Result<(Pipe<server::TlsStream<TcpStream>>, &'static [u8]), ConnectError> {
+    mut stream: Records,
+) -> Result<(Pipe<Records>, &'static [u8]), ConnectError> {
     let mut read = Vec::new();
     let asked = loop {
         let mut piece = [0; 1_024];

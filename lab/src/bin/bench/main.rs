@@ -2,8 +2,9 @@
 //!
 //! All systems stay up together and take turns: each round asks every one of them for the same work, in an order that
 //! shifts from round to round, so a busy machine is busy for all. What is reported are medians over the rounds, and
-//! ratios. Options are pairs: `--sealock PROGRAM` and, each optional, `--handshakes PROGRAM`, `--out FILE`,
-//! `--date TEXT`, `--commit TEXT`, `--rounds N`, `--mib N`, `--idle N`, `--only NAME,NAME`, `--profile SECONDS`.
+//! ratios. Options are pairs: `--sealock PROGRAM` and, each optional, `--handshakes PROGRAM`, `--layers PROGRAM`,
+//! `--out FILE`, `--date TEXT`, `--commit TEXT`, `--rounds N`, `--mib N`, `--idle N`, `--only NAME,NAME`,
+//! `--profile SECONDS`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -192,6 +193,13 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
+    if let Some(program) = options.text("layers") {
+        eprintln!("bench: the resumable layer");
+        match layers(program) {
+            Ok(table) => report.layers = table,
+            Err(error) => outcome = Err(error),
+        }
+    }
     let text = report.markdown(&options.0);
     println!("{text}");
     if let Some(path) = options.text("out") {
@@ -286,6 +294,16 @@ fn idle_streams(system: &System, count: usize) -> anyhow::Result<Vec<TcpStream>>
         Ok(stream)
     };
     (0..count).map(open).collect()
+}
+
+/// The table of what the resumable layer costs.
+fn layers(program: &str) -> anyhow::Result<String> {
+    let output = Command::new(program).output();
+    let output = output.context("starting the measurement of the layers")?;
+    if !output.status.success() {
+        bail!("layers: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Sessions a second of identities that no agent uses meanwhile: median of three runs.

@@ -16,6 +16,8 @@ pub(crate) struct Report {
     pub(crate) memory: BTreeMap<&'static str, Vec<Memory>>,
     pub(crate) idle_streams: usize,
     pub(crate) handshakes: Vec<(usize, f64)>,
+    /// A table as it was printed.
+    pub(crate) layers: String,
     pub(crate) profiles: Vec<Profile>,
 }
 
@@ -106,6 +108,16 @@ impl Report {
         }
         if !self.handshakes.is_empty() {
             self.shakes(&mut out);
+        }
+        if !self.layers.is_empty() {
+            line(&mut out, "## What the resumable layer costs");
+            line(&mut out, "");
+            line(
+                &mut out,
+                "One stream over one leg within one process, without end-to-end encryption, beside the same leg bare.",
+            );
+            line(&mut out, "");
+            line(&mut out, &self.layers);
         }
         for profile in &self.profiles {
             profiled(&mut out, profile);

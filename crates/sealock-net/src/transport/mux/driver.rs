@@ -19,8 +19,8 @@ use super::{Opening, Shared, Side, VIOLATION};
 use crate::transport::pulse::{self, Pulse, Seen};
 use crate::transport::{Lost, Settings};
 
-/// One TLS record holds a frame with its header (RFC 8446 §5.1: 2^14 bytes).
-const FRAME: usize = 16 * 1024 - 12;
+/// A frame holds what a stream reads and writes at once, and no frame may be longer; its header leaves together with it.
+const FRAME: usize = 64 * 1024;
 /// More streams than any setting allows, in both directions together.
 const STREAMS: usize = 65_536;
 const WINDOW: usize = yamux::DEFAULT_CREDIT as usize;

@@ -1,5 +1,5 @@
-//! The bytes below a mux: joins the small writes of its frames, notes when the other side was heard last, and ends the
-//! connection for what the mux itself would let pass.
+//! The bytes below a mux: notes when the other side was heard last, and ends the connection for what the mux itself would
+//! let pass.
 
 use std::io;
 use std::pin::Pin;
@@ -54,9 +54,7 @@ impl Heard {
     }
 }
 
-const JOINED: usize = 64 * 1024; // four frames: more would only wait here instead of in its stream
-
-/// A pipe as the mux sees it.
+/// A pipe as the mux sees it. The pipe joins what is written until it is flushed.
 pub(super) struct Wire {
     pipe: Box<dyn Pipe>,
     heard: Heard,
@@ -64,9 +62,6 @@ pub(super) struct Wire {
     incoming: Reading,
     outgoing: Reading,
     judge: Judge,
-    /// Written by the mux and not yet taken by the pipe, from `taken` on.
-    waiting: Vec<u8>,
-    taken: usize,
 }
 
 impl Wire {
@@ -78,33 +73,7 @@ impl Wire {
             incoming: Reading::default(),
             outgoing: Reading::default(),
             judge: Judge::new(Instant::now()),
-            waiting: Vec::new(),
-            taken: 0,
         }
-    }
-
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.taken < self.waiting.len() {
-            let written = Pin::new(&mut self.pipe).poll_write(cx, &self.waiting[self.taken..]);
-            match written? {
-                Poll::Pending => {
-                    self.shared.leaving.hold();
-                    return Poll::Pending;
-                }
-                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(count) => self.taken += count,
-            }
-        }
-        if self.shared.leaving.release() {
-            self.shared.driver.wake(); // places may be told again
-        }
-        self.taken = 0;
-        if self.waiting.capacity() > 2 * JOINED {
-            self.waiting = Vec::new();
-        } else {
-            self.waiting.clear();
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -147,28 +116,36 @@ impl futures_util::io::AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.waiting.len() >= JOINED {
-            ready!(self.poll_drain(cx))?;
+        let written = Pin::new(&mut self.pipe).poll_write(cx, bytes);
+        if written.is_pending() {
+            self.shared.leaving.hold();
         }
+        let length = ready!(written)?;
         let Self {
             outgoing, shared, ..
         } = &mut *self;
-        outgoing.pass(bytes, |header| {
+        outgoing.pass(&bytes[..length], |header| {
             if header.is_farewell() {
                 shared.end(VIOLATION); // the mux says so and goes on
             }
         });
-        self.waiting.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        Poll::Ready(Ok(length))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.pipe).poll_flush(cx)
+        let flushed = Pin::new(&mut self.pipe).poll_flush(cx);
+        if flushed.is_pending() {
+            self.shared.leaving.hold();
+        }
+        ready!(flushed)?;
+        if self.shared.leaving.release() {
+            self.shared.driver.wake(); // places may be told again
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
+        ready!(futures_util::io::AsyncWrite::poll_flush(self.as_mut(), cx))?;
         Pin::new(&mut self.pipe).poll_shutdown(cx)
     }
 }
