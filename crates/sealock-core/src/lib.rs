@@ -23,6 +23,7 @@
 //! | *check*, *probe* | what tells whether the program behind a service is well; one way of trying it |
 //! | *terms*, *candidate* | how a provider wants to be chosen: weight, standby, region; a provider that may be chosen for an open |
 //! | *destination*, *claim* | a place outside that a workload wants to reach; a name that only the flow's own bytes tell |
+//! | *desk*, *book* | the DNS of one workload; which address the workload was given for which name |
 //! | *route*, *way* | by which ways destinations are reached; one way out |
 //! | *provider*, *caller* | the agent that serves a service, the agent that opens it |
 //! | *view* | all that a tenant's nodes know of it: rules, services, agents, revocations; signed |

@@ -28,7 +28,7 @@ pub(crate) const STREAM: Target = Target {
 
 fn bytes(input: &[u8]) -> Seen {
     let (spoken, whole) = stream(input);
-    let step = (input.len() / 64).max(1); // every byte of short inputs; of long ones, what a run can afford
+    let step = (input.len() / 16).max(1); // every byte of short inputs; of long ones, what a run can afford
     for end in (0..input.len()).step_by(step) {
         let (_, early) = stream(&input[..end]);
         assert!(early == Sniffed::NeedMore || early == whole, "at {end}");

@@ -1,3 +1,5 @@
+//! Hellos and requests in every cut, and what the standards print; a verdict on a beginning is the verdict on the whole.
+
 use proptest::prelude::*;
 
 use super::quic::{Initials, keys::Version, seal};

@@ -1,3 +1,5 @@
+//! Questions and answers as they stand on the wire, against a tenant of two services and the rules of a test.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

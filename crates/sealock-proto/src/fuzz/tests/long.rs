@@ -177,3 +177,23 @@ fn altered_uses_of_the_replay_buffer_break_no_promise() {
 fn altered_proofs_break_no_promise() {
     mutate("ticket");
 }
+
+#[test]
+fn altered_questions_for_names_break_no_promise() {
+    mutate("dns_message");
+}
+
+#[test]
+fn altered_answers_of_resolvers_break_no_promise() {
+    mutate("dns_answer");
+}
+
+#[test]
+fn altered_beginnings_of_streams_break_no_promise() {
+    mutate("sniff_stream");
+}
+
+#[test]
+fn altered_beginnings_of_quic_flows_break_no_promise() {
+    mutate("sniff_quic");
+}
