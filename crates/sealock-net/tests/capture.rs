@@ -47,9 +47,7 @@ fn places() -> Vec<SocketAddr> {
 }
 
 fn connect(namespace: &NetworkNamespace, place: SocketAddr) -> std::io::Result<TcpStream> {
-    namespace
-        .within(|| TcpStream::connect_timeout(&place, PATIENCE))
-        .expect("the namespace is entered")
+    namespace.within(|| TcpStream::connect_timeout(&place, PATIENCE))?
 }
 
 #[tokio::test]

@@ -218,6 +218,27 @@ fn a_fence_passes_on_input_output_exit_codes_and_signals() {
 }
 
 #[test]
+fn doctor_tries_every_method_of_capture_for_a_user_without_rights() {
+    scene(Family::V4, |lab| {
+        let scene = set(lab)?;
+        let doctor = Spec::new("doctor", "setpriv")
+            .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"])
+            .args([&scene.sealock])
+            .args(["doctor", "--json"])
+            .directory("/");
+        let told = scene.lab.run(&scene.machine, doctor)?.success()?;
+        for method in ["anyip_tproxy", "redirect", "tproxy", "anyip"] {
+            ensure!(
+                told.contains(&format!("\"method\": \"{method}\"")),
+                "{told}"
+            );
+        }
+        ensure!(told.matches("\"usable\": true").count() == 4, "{told}");
+        Ok(())
+    });
+}
+
+#[test]
 fn where_user_namespaces_are_forbidden_it_says_what_to_change_and_starts_nothing() {
     scene(Family::V4, |lab| {
         let scene = set(lab)?;
