@@ -263,6 +263,18 @@ impl<'a> Deployment<'a> {
         Ok((it, node))
     }
 
+    /// The same, where both others use QUIC and nothing else: on a busy machine TLS may be up first at a start, and what
+    /// QUIC alone can tell (that a process is gone) would then be looked for in vain.
+    #[must_use]
+    pub fn over_quic(mut self) -> Self {
+        for machine in [&mut self.consumer, &mut self.provider] {
+            *machine = machine
+                .clone()
+                .with_env("SEALOCK_AGENT__TRANSPORTS", "quic");
+        }
+        self
+    }
+
     /// `sealock controller` and `sealock relay` on machines of their own, and both others joined.
     ///
     /// # Errors

@@ -155,6 +155,7 @@ pub(crate) fn kill_consumer(
 fn agents_that_are_killed_reset_all_they_carried_within_their_bars() {
     scene(Family::V4, |lab| {
         let (it, up) = Deployment::up(lab, Begin::Open)?;
+        let it = it.over_quic();
         let mut pair = Pair::start(&it)?;
         for round in 0..4 {
             let after = kill_provider(&it, &mut pair, 1_000 + 10 * round, 5)?;

@@ -87,6 +87,7 @@ fn ends(it: &Deployment<'_>) -> Result<Ends> {
 fn an_agent_that_is_killed_resets_what_it_carried_and_never_ends_it_cleanly() {
     scene(Family::V4, |lab| {
         let (it, up) = Deployment::up(lab, Begin::Open)?;
+        let it = it.over_quic();
         let mut ends = ends(&it)?;
         let running = live(&it, 1)?;
         let mut idle = it.net.con.enter(|| TcpStream::connect(loopback(8080)))??;

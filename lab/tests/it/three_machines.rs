@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::{
     Begin, Deployment, Family, Namespace, Spec,
     deployment::{RELAY_PORT, loopback},
@@ -58,21 +58,29 @@ fn no_way_in(it: &Deployment<'_>) -> Result<()> {
         let at = SocketAddr::new(provider, port);
         ensure!(!is_open(&it.net.org, at)?, "a neighbour connects to {at}");
     }
-    let mut dials_from = Vec::new();
-    let all = it
-        .lab()
-        .run(&it.net.prv, Spec::new("ss", "ss").args(["-Hnu"]))?;
+    // Without `-l` all are connected: to the relay, over whichever transport was up first.
+    let all = Spec::new("ss", "ss").args(["-Hntu"]);
+    let all = it.lab().run(&it.net.prv, all)?;
+    let mut dials = 0;
     for line in all.success()?.lines() {
-        // Without `-l` all are connected, so there is no column of states.
-        let local = line.split_whitespace().nth(2).context("a local address")?;
-        dials_from.push(host_and_port(local)?.1);
-    }
-    ensure!(!dials_from.is_empty(), "nothing dials out");
-    for port in dials_from {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [kind, _, _, _, local, ..] = words[..] else {
+            bail!("not a line of ss: {line}");
+        };
+        let (host, port) = host_and_port(local)?;
+        if host == "127.0.0.1" {
+            continue;
+        }
+        dials += 1;
         ensure!(port != RELAY_PORT, "the agent took a port that is known");
         let at = SocketAddr::new(provider, port);
-        ensure!(!answers(&it.net.org, at)?, "{at} answers a neighbour");
+        let is_taken = match kind {
+            "udp" => answers(&it.net.org, at)?,
+            _ => is_open(&it.net.org, at)?,
+        };
+        ensure!(!is_taken, "{at} answers a neighbour: {line}");
     }
+    ensure!(dials > 0, "nothing dials out");
     Ok(())
 }
 

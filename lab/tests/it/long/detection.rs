@@ -11,6 +11,7 @@ use crate::detection::{Pair, kill_consumer, kill_provider, stop_relay};
 fn five_hundred_answers_of_killed_providers_end_by_reset() {
     scene(Family::V4, |lab| {
         let (it, _up) = Deployment::up(lab, Begin::Open)?;
+        let it = it.over_quic();
         let mut pair = Pair::start(&it)?;
         let mut latest = Duration::ZERO;
         for round in 0..25 {
@@ -26,6 +27,7 @@ fn five_hundred_answers_of_killed_providers_end_by_reset() {
 fn a_thousand_streams_of_killed_consumers_end_by_reset() {
     scene(Family::V4, |lab| {
         let (it, _up) = Deployment::up(lab, Begin::Open)?;
+        let it = it.over_quic();
         let mut pair = Pair::start(&it)?;
         let mut latest = Duration::ZERO;
         for round in 0..50 {
