@@ -194,6 +194,21 @@ impl Audit {
         }
     }
 
+    /// Waits for the first decision, and then a little for those that follow it closely: a report costs both sides the
+    /// same for one as for many. Whoever is about to stop is not kept waiting.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn gather(&self) {
+        while self.inner.queue.lock().decisions.is_empty() {
+            self.inner.wake.notified().await;
+        }
+        if self.inner.queue.lock().decisions.len() < BATCH {
+            let hurry = self.inner.hurry.notified();
+            tokio::time::timeout(GATHER, hurry).await.ok();
+        }
+    }
+
     fn arrived(&self) {
         let mut queue = self.inner.queue.lock();
         let told = std::mem::take(&mut queue.on_the_way);
@@ -249,6 +264,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(2); // a call that has to begi
 
 /// How many decisions one report holds: about 20 KiB.
 const BATCH: usize = 128;
+/// How long a decision waits for others to travel with it.
+const GATHER: Duration = Duration::from_millis(100); // nobody reads the record sooner
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Delivers decisions to the controller, until dropped; keeps them while it is away. A relay also says where it is
@@ -262,6 +279,7 @@ pub async fn deliver(audit: &Audit, link: &Link, addresses: &[HostPort]) {
         }
     }
     loop {
+        audit.gather().await;
         let (decisions, dropped) = audit.next(BATCH).await;
         if dropped > 0 {
             tracing::warn!(
@@ -392,5 +410,26 @@ mod tests {
             audit.arrived();
         });
         assert!(flushed && audit.untold().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn decisions_of_a_moment_travel_together_unless_somebody_is_about_to_stop() {
+        let audit = Audit::new();
+        let begun = tokio::time::Instant::now();
+        let ((), ()) = tokio::join!(audit.gather(), async {
+            for caller in ["ann", "bob", "eve"] {
+                audit.decided(refusal(caller));
+                tokio::time::sleep(GATHER / 10).await;
+            }
+        });
+        assert_eq!(audit.next(BATCH).await.0.len(), 3);
+        assert_eq!(begun.elapsed(), GATHER);
+        audit.inner.hurry.notify_one();
+        audit.gather().await;
+        assert_eq!(begun.elapsed(), GATHER, "at once");
+        // A report that is full has nothing to wait for.
+        (0..BATCH).for_each(|_| audit.decided(refusal("mallory")));
+        audit.gather().await;
+        assert_eq!(begun.elapsed(), GATHER, "at once");
     }
 }

@@ -116,14 +116,14 @@ impl EndToEnd {
         });
         let halves = self.streams.open(leg, again)?;
         let talk = async {
-            let (mut reader, mut writer) = record::handshake(tls, halves).await?;
-            let (provider, _) = proved(&reader)?;
+            let (mut reader, mut writer, proof) = record::handshake(tls, stream, halves).await?;
+            let provider = agent_of(&proof.peer)?;
             let context = TicketContext {
                 stream: stream.0,
                 opener: self.me()?,
                 accepter: provider.clone(),
             };
-            writer.outlive_legs(reader.ticket(context)?, provider);
+            writer.outlive_legs(proof.ticket(context), provider);
             writer.write(question(&service, &early()?)).await?;
             match reader.take(1).await?.get_u8() {
                 ACCEPTED => Ok((reader, writer)),
@@ -143,14 +143,15 @@ impl EndToEnd {
         let tls = record::server(Arc::clone(&self.server), stream)?;
         let halves = self.streams.accept(leg, place)?;
         let talk = async {
-            let (mut reader, writer) = record::handshake(tls, halves).await?;
-            let (agent, peer) = proved(&reader)?;
+            let (mut reader, writer, proof) = record::handshake(tls, stream, halves).await?;
+            let agent = agent_of(&proof.peer)?;
             let context = TicketContext {
                 stream: stream.0,
                 opener: agent.clone(),
                 accepter: self.me()?,
             };
-            let ticket = reader.ticket(context)?;
+            let ticket = proof.ticket(context);
+            let peer = proof.peer;
             // The door first: a leg that is lost now may be followed by the next one at once.
             door.settle(agent.clone(), peer.clone(), Arc::clone(&ticket));
             writer.outlive_legs(ticket, agent.clone());
@@ -199,11 +200,9 @@ impl EndToEnd {
     }
 }
 
-/// Who the other side proved to be.
-fn proved(reader: &SealedReader) -> Result<(AgentId, PeerIdentity), Reason> {
-    let peer = reader.peer().ok_or(Reason::PeerNotAuthentic)?;
-    let agent = peer.agent().cloned().ok_or(Reason::PeerNotAuthentic)?;
-    Ok((agent, peer))
+/// The agent that the other side proved to be.
+fn agent_of(peer: &PeerIdentity) -> Result<AgentId, Reason> {
+    peer.agent().cloned().ok_or(Reason::PeerNotAuthentic)
 }
 
 /// The caller's question: the service's name behind its length, then whatever it has already to say.

@@ -9,7 +9,7 @@ pub mod verify;
 pub mod voucher;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -60,16 +60,20 @@ pub mod eku {
 /// The cryptography of every connection: TLS 1.3 suites, post-quantum key exchange first.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
-    let mut provider = suite::default_provider();
-    provider
-        .cipher_suites
-        .retain(|suite| suite.tls13().is_some());
-    provider.kx_groups = vec![
-        suite::kx_group::X25519MLKEM768,
-        suite::kx_group::X25519,
-        suite::kx_group::SECP256R1,
-    ];
-    Arc::new(provider)
+    // One for all: every call of a service makes a configuration.
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = suite::default_provider();
+        provider
+            .cipher_suites
+            .retain(|suite| suite.tls13().is_some());
+        provider.kx_groups = vec![
+            suite::kx_group::X25519MLKEM768,
+            suite::kx_group::X25519,
+            suite::kx_group::SECP256R1,
+        ];
+        Arc::new(provider)
+    });
+    Arc::clone(&PROVIDER)
 }
 
 /// The name that the TLS library asks for; it is never sent and decides nothing.
@@ -182,11 +186,10 @@ pub fn e2e_client(
     let expect = Expect::role(Role::Agent, Purpose::E2eServer)
         .only(providers.iter().map(to_id).collect())
         .judged_by(judge);
-    client(
-        Some(identity),
-        SpiffeVerifier::new(trust, expect),
-        &[alpn::E2E],
-    )
+    let verifier = SpiffeVerifier::new(trust, expect);
+    let mut config = client(Some(identity), verifier, &[alpn::E2E]);
+    Arc::make_mut(&mut config).enable_secret_extraction = true; // see `e2e::record`
+    config
 }
 
 /// For the providing end of an end-to-end stream: the other end must be an agent.
@@ -197,7 +200,9 @@ pub fn e2e_server(
     judge: Option<Judge>,
 ) -> Arc<ServerConfig> {
     let expect = Expect::role(Role::Agent, Purpose::Client).judged_by(judge);
-    server(identity, trust, expect, Demand::Mandatory, &[alpn::E2E])
+    let mut config = server(identity, trust, expect, Demand::Mandatory, &[alpn::E2E]);
+    Arc::make_mut(&mut config).enable_secret_extraction = true; // see `e2e::record`
+    config
 }
 
 /// Whether a client without a certificate gets through the handshake.

@@ -13,7 +13,7 @@ mod network;
 pub mod proxy;
 mod pulse;
 mod quic;
-mod record;
+pub(crate) mod record;
 mod tcp;
 mod websocket;
 

@@ -1,44 +1,26 @@
-//! TLS records over a resumable stream, as two halves that share one TLS state.
+//! TLS records over a resumable stream, as two halves, each with a key of its own.
 //!
-//! The state is locked for the time of one chunk's encryption or decryption, never while waiting. Only the writing half
-//! sends: what the reading half causes (an answer to a key update) leaves with the next thing written.
+//! rustls makes the handshake; from then on records are sealed and opened here, where a stream that idles holds its two
+//! keys and little else ([ADR 16](docs/adr/0016-end-to-end-records-of-our-own.md)). Deliberately absent: words of TLS
+//! other than its end and its alerts; keys are renewed without any.
 
-use std::io::{BufRead, Write as _};
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
-use parking_lot::Mutex;
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use bytes::{Bytes, BytesMut};
 use sealock_core::identity::AgentId;
 use sealock_core::reason::Reason;
-use sealock_core::secret::Secret;
-use sealock_proto::stream::{Ticket, TicketContext};
+use sealock_proto::stream::Ticket;
 use sealock_proto::wire::StreamId;
 
-use crate::identity::PeerIdentity;
 use crate::stream::{StreamReader, StreamWriter};
-use crate::tls;
+use crate::transport::record::cipher::Kind;
 
-type Shared = Arc<Mutex<Tls>>;
+mod handshake;
+mod keys;
 
-/// The TLS state of one stream.
-#[derive(Debug)]
-pub(super) struct Tls {
-    connection: Connection,
-    stream: StreamId,
-}
-
-pub(super) fn client(config: Arc<ClientConfig>, stream: StreamId) -> Result<Tls, Reason> {
-    let connection = ClientConnection::new(config, tls::unused_server_name())
-        .map_err(|error| reason_of(&error, stream, false))?;
-    Ok(Tls::new(connection.into(), stream))
-}
-
-pub(super) fn server(config: Arc<ServerConfig>, stream: StreamId) -> Result<Tls, Reason> {
-    let connection =
-        ServerConnection::new(config).map_err(|error| reason_of(&error, stream, false))?;
-    Ok(Tls::new(connection.into(), stream))
-}
+use handshake::Established;
+pub(super) use handshake::{Proof, Tls, client, server};
+use keys::{Opens, Seals};
 
 /// What TLS makes of a peer's bytes, as a reason: between two that have proved themselves only somebody on the way, or a
 /// defect, breaks a record.
@@ -61,115 +43,161 @@ fn reason_of(error: &rustls::Error, stream: StreamId, is_established: bool) -> R
     }
 }
 
-impl Tls {
-    fn new(mut connection: Connection, stream: StreamId) -> Self {
-        // Back-pressure is the stream's; TLS itself never holds more than the chunk in hand.
-        connection.set_buffer_limit(None);
-        Self { connection, stream }
-    }
-
-    /// Takes ciphertext in; leaves in `bytes` what does not fit before plaintext is read.
-    fn take_in(&mut self, bytes: &mut Bytes) -> Result<(), Reason> {
-        while !bytes.is_empty() {
-            let mut rest: &[u8] = bytes;
-            let Ok(taken) = self.connection.read_tls(&mut rest) else {
-                return Ok(()); // plaintext waits
-            };
-            bytes.advance(taken);
-            let is_established = !self.connection.is_handshaking();
-            let state = self.connection.process_new_packets();
-            state.map_err(|error| reason_of(&error, self.stream, is_established))?;
-            if taken == 0 {
-                return Ok(()); // the end was marked
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives the ciphertext that waits to be sent.
-    fn give_out(&mut self, room: usize) -> Bytes {
-        let mut out = Vec::with_capacity(room);
-        while self.connection.wants_write() {
-            // Writing to memory cannot fail.
-            if self.connection.write_tls(&mut out).is_err() {
-                break;
-            }
-        }
-        out.into()
-    }
-}
-
-/// The exporter's label of the resume secret (RFC 5705 §4: private labels begin so).
-const RESUME_LABEL: &[u8] = b"EXPERIMENTAL sealock resume v1";
-/// How much plaintext is decrypted before it is handed on: with the record that passes it, four of them.
-const PLAINTEXT: usize = 48 * 1024;
-/// What a record adds to its 16 KiB of plaintext, and an allowance for one more.
-const RECORD_OVERHEAD: usize = 22 + 1;
-const RECORD: usize = 16 * 1024;
+const CLOSE_NOTIFY: &[u8] = &[1, 0]; // RFC 8446 §6.1: a warning, and its number
+/// How much is joined to one piece: with the record that passes it, four of them.
+const ENOUGH: usize = 48 * 1024;
+/// Records without a byte, one after the other, that are no flood yet.
+const EMPTY_LIMIT: u8 = 32;
 
 /// Proves both sides to each other.
 pub(super) async fn handshake(
     mut tls: Tls,
+    stream: StreamId,
     (mut reader, mut writer): (StreamReader, StreamWriter),
-) -> Result<(SealedReader, SealedWriter), Reason> {
+) -> Result<(SealedReader, SealedWriter, Proof), Reason> {
     let outcome = shake(&mut tls, &mut reader, &mut writer).await;
-    match outcome {
-        Ok(rest) => {
-            let shared = Arc::new(Mutex::new(tls));
-            let reader = SealedReader {
-                tls: Arc::clone(&shared),
-                stream: reader,
-                ciphertext: rest,
-                plaintext: Bytes::new(),
-                broken: None,
-            };
-            Ok((
-                reader,
-                SealedWriter {
-                    tls: shared,
-                    stream: writer,
-                },
-            ))
+    if let Err(reason) = outcome {
+        // The alert tells the peer's TLS, the reset its stream.
+        let alert = tls.say();
+        if !alert.is_empty() && writer.write(alert).await.is_ok() {
+            writer.reset(reason);
         }
-        Err(reason) => {
-            // The alert tells the peer's TLS, the reset its stream.
-            let alert = tls.give_out(0);
-            if !alert.is_empty() && writer.write(alert).await.is_ok() {
-                writer.reset(reason);
-            }
-            Err(reason)
-        }
+        return Err(reason);
     }
+    let Established {
+        opens,
+        seals,
+        proof,
+    } = tls.finish()?;
+    let reader = SealedReader {
+        records: Records::new(opens, stream),
+        stream: reader,
+        plaintext: Bytes::new(),
+    };
+    let writer = SealedWriter {
+        seals,
+        stream: writer,
+    };
+    Ok((reader, writer, proof))
 }
 
 async fn shake(
     tls: &mut Tls,
     reader: &mut StreamReader,
     writer: &mut StreamWriter,
-) -> Result<Bytes, Reason> {
-    let mut rest = Bytes::new();
+) -> Result<(), Reason> {
     loop {
-        let out = tls.give_out(0);
+        let out = tls.say();
         if !out.is_empty() {
             writer.write(out).await?;
         }
-        if !tls.connection.is_handshaking() {
-            return Ok(rest);
+        if tls.is_done() {
+            return Ok(());
         }
-        rest = reader.read().await?.ok_or(Reason::Truncated)?;
-        tls.take_in(&mut rest)?;
+        let bytes = reader.read().await?.ok_or(Reason::Truncated)?;
+        tls.hear(&bytes)?;
     }
 }
 
+/// What the records of the other side come to.
+struct Records {
+    opens: Opens,
+    stream: StreamId,
+    /// Records without a byte since the last one with some.
+    empty: u8,
+    /// How it ended behind what was opened; `DONE` where the other side marked its end.
+    ended: Option<Reason>,
+}
+
+impl Records {
+    fn new(opens: Opens, stream: StreamId) -> Self {
+        Self {
+            opens,
+            stream,
+            empty: 0,
+            ended: None,
+        }
+    }
+
+    /// The next piece: of what came, as much as can be opened and is worth joining.
+    fn open(&mut self) -> Result<Decrypted, Reason> {
+        let mut plain = BytesMut::new();
+        while plain.len() < ENOUGH && self.ended.is_none() {
+            match self.next() {
+                Ok(None) => break,
+                Ok(Some(content)) if plain.is_empty() => plain = content,
+                Ok(Some(content)) => {
+                    // At once for all that may follow: a buffer that grows is copied each time.
+                    plain.reserve(content.len() + self.opens.waiting().min(ENOUGH));
+                    plain.extend_from_slice(&content);
+                }
+                Err(ended) => self.ended = Some(ended),
+            }
+        }
+        // What was whole before the end comes before it.
+        match self.ended {
+            _ if !plain.is_empty() => Ok(Decrypted::Plaintext(plain.freeze())),
+            None => Ok(Decrypted::Hungry),
+            Some(Reason::Done) => Ok(Decrypted::End),
+            Some(reason) => Err(reason),
+        }
+    }
+
+    /// The content of the next record, or how it ends there.
+    fn next(&mut self) -> Result<Option<BytesMut>, Reason> {
+        loop {
+            let opened = self.opens.open();
+            let opened = opened.map_err(|error| reason_of(&error, self.stream, true))?;
+            let Some((kind, content)) = opened else {
+                return Ok(None);
+            };
+            match kind {
+                Kind::Data if !content.is_empty() => {
+                    self.empty = 0;
+                    return Ok(Some(content));
+                }
+                Kind::Data if self.empty < EMPTY_LIMIT => self.empty += 1,
+                Kind::Data => return Err(Reason::ProtocolViolation),
+                Kind::Alert if content == CLOSE_NOTIFY => return Err(Reason::Done),
+                Kind::Alert => return Err(self.told(&content)),
+                // Nothing of a handshake comes behind it.
+                Kind::Handshake => return Err(Reason::Integrity),
+            }
+        }
+    }
+
+    /// Why the other side's TLS gave up: it has not accepted who we are, but for what comes of an altered record.
+    fn told(&self, alert: &[u8]) -> Reason {
+        let &[_, alert] = alert else {
+            return Reason::Integrity;
+        };
+        reason_of(
+            &rustls::Error::AlertReceived(alert.into()),
+            self.stream,
+            true,
+        )
+    }
+}
+
+enum Decrypted {
+    Plaintext(Bytes),
+    End,
+    Hungry,
+}
+
 /// The half of an encrypted stream that plaintext comes from.
-#[derive(Debug)]
 pub struct SealedReader {
-    tls: Shared,
+    records: Records,
     stream: StreamReader,
-    ciphertext: Bytes,
     plaintext: Bytes,
-    /// Why nothing comes after what was read.
-    broken: Option<Reason>,
+}
+
+impl std::fmt::Debug for SealedReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SealedReader")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SealedReader {
@@ -185,61 +213,14 @@ impl SealedReader {
             return Ok(Some(std::mem::take(&mut self.plaintext)));
         }
         loop {
-            match self.decrypt()? {
+            match self.records.open()? {
                 Decrypted::Plaintext(bytes) => return Ok(Some(bytes)),
                 Decrypted::End => return Ok(None),
                 Decrypted::Hungry => {}
             }
             // A stream that ends without TLS's own end mark was cut by somebody.
-            self.ciphertext = self.stream.read().await?.ok_or(Reason::Truncated)?;
-        }
-    }
-
-    /// Joins the records that are there to one piece.
-    fn decrypt(&mut self) -> Result<Decrypted, Reason> {
-        if let Some(reason) = self.broken {
-            return Err(reason);
-        }
-        let mut tls = self.tls.lock();
-        let mut bytes = BytesMut::new();
-        let rest = loop {
-            // TLS takes in no more than a record before its plaintext is read.
-            if let Err(reason) = tls.take_in(&mut self.ciphertext) {
-                break Err(reason);
-            }
-            let mut plain = tls.connection.reader();
-            match plain.fill_buf() {
-                Ok([]) => break Ok(Decrypted::End),
-                Ok(part) => {
-                    if bytes.is_empty() {
-                        // At once for all that may follow: a buffer that grows is copied each time.
-                        let more = self.ciphertext.len().min(PLAINTEXT);
-                        bytes.reserve(part.len() + more);
-                    }
-                    bytes.extend_from_slice(part);
-                    let length = part.len();
-                    plain.consume(length);
-                    if bytes.len() >= PLAINTEXT {
-                        break Ok(Decrypted::Hungry);
-                    }
-                }
-                Err(error)
-                    if error.kind() == std::io::ErrorKind::WouldBlock
-                        && self.ciphertext.is_empty() =>
-                {
-                    break Ok(Decrypted::Hungry);
-                }
-                Err(_) => break Err(Reason::Truncated),
-            }
-        };
-        // What was whole before the end comes before it.
-        match rest {
-            Ok(_) if !bytes.is_empty() => Ok(Decrypted::Plaintext(bytes.freeze())),
-            Err(reason) if !bytes.is_empty() => {
-                self.broken = Some(reason);
-                Ok(Decrypted::Plaintext(bytes.freeze()))
-            }
-            rest => rest,
+            let ciphertext = self.stream.read().await?.ok_or(Reason::Truncated)?;
+            self.records.opens.push(ciphertext);
         }
     }
 
@@ -259,42 +240,22 @@ impl SealedReader {
         Ok(self.plaintext.split_to(length))
     }
 
-    /// Who the other side is, as its certificate proved.
-    #[must_use]
-    pub fn peer(&self) -> Option<PeerIdentity> {
-        let tls = self.tls.lock();
-        PeerIdentity::from_leaf(tls.connection.peer_certificates()?.first()?).ok()
-    }
-
-    /// The ticket by which the stream is taken up again, from a secret that only the two ends of the encryption have
-    /// (RFC 8446 §7.5).
-    ///
-    /// # Errors
-    /// [`Reason::Internal`] before the handshake is over.
-    pub(super) fn ticket(&self, context: TicketContext) -> Result<Arc<Ticket>, Reason> {
-        let tls = self.tls.lock();
-        let secret = tls
-            .connection
-            .export_keying_material([0; 32], RESUME_LABEL, None)
-            .map_err(|_| Reason::Internal)?;
-        Ok(Arc::new(Ticket::new(Secret::new(secret), context)))
-    }
-
     /// Says that nothing more will be read. The stream as a whole is ended by its writing half.
     pub fn stop(&mut self, _reason: Reason) {}
 }
 
-enum Decrypted {
-    Plaintext(Bytes),
-    End,
-    Hungry,
+/// The half of an encrypted stream that plaintext goes to.
+pub struct SealedWriter {
+    seals: Seals,
+    stream: StreamWriter,
 }
 
-/// The half of an encrypted stream that plaintext goes to.
-#[derive(Debug)]
-pub struct SealedWriter {
-    tls: Shared,
-    stream: StreamWriter,
+impl std::fmt::Debug for SealedWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SealedWriter")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SealedWriter {
@@ -306,16 +267,11 @@ impl SealedWriter {
     /// # Cancel safety
     /// Not safe: after a cancelled write the stream can only be reset.
     pub async fn write(&mut self, plaintext: Bytes) -> Result<(), Reason> {
-        let records = plaintext.len() / RECORD + 1;
-        let ciphertext = {
-            let mut tls = self.tls.lock();
-            tls.connection
-                .writer()
-                .write_all(&plaintext)
-                .map_err(|_| Reason::Internal)?;
-            tls.give_out(plaintext.len() + records * RECORD_OVERHEAD)
-        };
-        self.stream.write(ciphertext).await
+        let ciphertext = self.seals.seal(&plaintext);
+        drop(plaintext);
+        self.stream
+            .write(ciphertext.map_err(|_| Reason::Internal)?)
+            .await
     }
 
     /// Ends this direction cleanly, inside the encryption and on the stream.
@@ -323,12 +279,10 @@ impl SealedWriter {
     /// # Errors
     /// The reason why the stream ended before.
     pub async fn finish(&mut self) -> Result<(), Reason> {
-        let end = {
-            let mut tls = self.tls.lock();
-            tls.connection.send_close_notify();
-            tls.give_out(RECORD_OVERHEAD)
-        };
-        self.stream.write(end).await?;
+        let end = self.seals.word(Kind::Alert, CLOSE_NOTIFY);
+        self.stream
+            .write(end.map_err(|_| Reason::Internal)?)
+            .await?;
         self.stream.finish()
     }
 

@@ -5,7 +5,7 @@
 //! the opened record. Through the library's own buffers it would be three times each, and a read for each 4 KiB.
 //! Keys are renewed before they wear out, and when the other side asks. An end without TLS's own mark is an error.
 
-mod cipher;
+pub(crate) mod cipher;
 mod handshake;
 #[cfg(test)]
 mod tests;

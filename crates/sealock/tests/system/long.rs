@@ -35,7 +35,7 @@ const AT_A_TIME: usize = 100;
 const SOON: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The memory of this process, with every node in it.
-fn resident() -> Result<u64> {
+pub(crate) fn resident() -> Result<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages: u64 = statm.split(' ').nth(1).context("a size")?.parse()?;
     Ok(pages * 4_096)

@@ -10,6 +10,7 @@ mod evil_peer;
 mod evil_relay;
 mod faults;
 mod flows;
+mod idle;
 mod long;
 mod providers;
 mod relay_to_relay;

@@ -7,8 +7,11 @@
 
 use std::collections::BTreeSet;
 
+use rustls::{ClientConfig, ServerConfig};
+
 use super::*;
 use crate::identity::testing::TestCa;
+use crate::tls;
 
 /// What each end says, in so many records of its own.
 const RECORDS: usize = 4;
@@ -19,7 +22,7 @@ const HEADER: usize = 5; // RFC 8446 §5.1: kind, version (2 bytes), length (2 b
 const CHANGE_CIPHER_SPEC: u8 = 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Alteration {
     /// One bit, in the content of the record or in its header.
     Flip {
         bit: usize,
@@ -34,12 +37,18 @@ enum Kind {
     Cut,
 }
 
+/// How far an end has come.
+enum Stage {
+    Shaking(Box<Tls>),
+    Up(Records, Seals),
+    Failed,
+}
+
 /// One end, and what has become of it.
 struct End {
-    tls: Tls,
+    stage: Stage,
     said: bool,
-    /// Says its end only when it has heard the other one's: the TLS library takes a farewell for the last thing that it
-    /// ever says, and in a debug build insists on that when a record is spoilt afterwards.
+    /// Says its end only when it has heard the other one's.
     waits: bool,
     closed: bool,
     heard: Vec<u8>,
@@ -56,7 +65,7 @@ const SALTS: [u8; 2] = [0x55, 0xaa];
 impl End {
     fn new(tls: Tls, waits: bool) -> Self {
         Self {
-            tls,
+            stage: Stage::Shaking(Box::new(tls)),
             said: false,
             waits,
             closed: false,
@@ -70,46 +79,76 @@ impl End {
         if self.ended.is_some() {
             return;
         }
-        let Some(mut bytes) = bytes else {
+        let Some(bytes) = bytes else {
             self.ended = Some(Err(Reason::Truncated));
             return;
         };
-        if let Err(reason) = self.tls.take_in(&mut bytes) {
-            self.ended = Some(Err(reason));
+        match &mut self.stage {
+            Stage::Shaking(tls) => {
+                if let Err(reason) = tls.hear(&bytes) {
+                    self.ended = Some(Err(reason));
+                }
+            }
+            Stage::Up(records, _) => {
+                records.opens.push(bytes);
+                self.read();
+            }
+            Stage::Failed => {}
+        }
+    }
+
+    fn read(&mut self) {
+        let Stage::Up(records, _) = &mut self.stage else {
             return;
-        }
-        let mut plain = self.tls.connection.reader();
-        loop {
-            let length = match plain.fill_buf() {
-                Ok([]) => {
-                    self.ended = Some(Ok(()));
-                    return;
-                }
-                Ok(part) => {
-                    self.heard.extend_from_slice(part);
-                    part.len()
-                }
-                Err(_) => return,
-            };
-            plain.consume(length);
-        }
+        };
+        self.ended = loop {
+            match records.open() {
+                Ok(Decrypted::Plaintext(bytes)) => self.heard.extend_from_slice(&bytes),
+                Ok(Decrypted::End) => break Some(Ok(())),
+                Ok(Decrypted::Hungry) => break None,
+                Err(reason) => break Some(Err(reason)),
+            }
+        };
     }
 
     /// What it says next: its part of the handshake, and then all it has, and its end.
     fn say(&mut self, me: usize) -> Vec<Bytes> {
-        let failed = matches!(self.ended, Some(Err(_)));
-        if !self.said && !self.tls.connection.is_handshaking() && !failed {
-            self.said = true;
-            for part in pattern(SALTS[me]).chunks(LENGTH) {
-                let written = self.tls.connection.writer().write_all(part);
-                written.expect("memory takes it");
+        let mut said = BytesMut::new();
+        if let Stage::Shaking(tls) = &mut self.stage {
+            said.extend_from_slice(&tls.say());
+            if tls.is_done() && self.ended.is_none() {
+                self.go_up();
             }
         }
-        let may_close = self.said && !failed && (!self.waits || self.ended.is_some());
-        if may_close && !std::mem::replace(&mut self.closed, true) {
-            self.tls.connection.send_close_notify();
+        let failed = matches!(self.ended, Some(Err(_)));
+        if let Stage::Up(_, seals) = &mut self.stage
+            && !failed
+        {
+            if !std::mem::replace(&mut self.said, true) {
+                for part in pattern(SALTS[me]).chunks(LENGTH) {
+                    said.extend_from_slice(&seals.seal(part).expect("a key"));
+                }
+            }
+            let may_close = !self.waits || self.ended.is_some();
+            if may_close && !std::mem::replace(&mut self.closed, true) {
+                let end = seals.word(Kind::Alert, CLOSE_NOTIFY).expect("a key");
+                said.extend_from_slice(&end);
+            }
         }
-        records(self.tls.give_out(0))
+        records(said.freeze())
+    }
+
+    fn go_up(&mut self) {
+        let Stage::Shaking(tls) = std::mem::replace(&mut self.stage, Stage::Failed) else {
+            return;
+        };
+        match tls.finish() {
+            Ok(Established { opens, seals, .. }) => {
+                self.stage = Stage::Up(Records::new(opens, StreamId([7; 16])), seals);
+                self.read();
+            }
+            Err(reason) => self.ended = Some(Err(reason)),
+        }
     }
 }
 
@@ -213,17 +252,17 @@ impl Choice {
         usize::try_from((mixed ^ (mixed >> 31)) % limit).expect("small")
     }
 
-    fn kind(&mut self, record: usize) -> Kind {
+    fn kind(&mut self, record: usize) -> Alteration {
         match self.below(8) {
-            0 => Kind::Drop,
-            1 => Kind::Repeat,
-            2 => Kind::Later,
-            3 => Kind::Mix,
-            4 => Kind::Cut,
+            0 => Alteration::Drop,
+            1 => Alteration::Repeat,
+            2 => Alteration::Later,
+            3 => Alteration::Mix,
+            4 => Alteration::Cut,
             _ => loop {
                 let bit = self.below(8 * record);
                 if !(8..24).contains(&bit) {
-                    break Kind::Flip { bit }; // all but the version
+                    break Alteration::Flip { bit }; // all but the version
                 }
             },
         }
@@ -255,15 +294,15 @@ fn alter_once(scene: &Scene, untouched: &[Vec<Bytes>; 2], seed: u64) {
         }
         was_met = true;
         match kind {
-            Kind::Flip { bit } => Some(vec![flipped(&record, bit)]),
-            Kind::Drop => Some(Vec::new()),
-            Kind::Repeat => Some(vec![record.clone(), record]),
-            Kind::Later => {
+            Alteration::Flip { bit } => Some(vec![flipped(&record, bit)]),
+            Alteration::Drop => Some(Vec::new()),
+            Alteration::Repeat => Some(vec![record.clone(), record]),
+            Alteration::Later => {
                 later = Some(record);
                 Some(Vec::new())
             }
-            Kind::Mix => Some(vec![untouched[from][number].clone()]),
-            Kind::Cut => None,
+            Alteration::Mix => Some(vec![untouched[from][number].clone()]),
+            Alteration::Cut => None,
         }
     });
     let what = format!("seed {seed}: {kind:?} at record {target} of {count} from {from}");
@@ -274,8 +313,8 @@ fn alter_once(scene: &Scene, untouched: &[Vec<Bytes>; 2], seed: u64) {
     }
     let victim = &ends.0[1 - from];
     // The last record is TLS's own end: what comes behind it is nobody's.
-    let is_behind_the_end = kind == Kind::Repeat && target == count - 1;
-    let is_kind = matches!(kind, Kind::Flip { bit: 0..8 }) && victim.ended == Some(Ok(()));
+    let is_behind_the_end = kind == Alteration::Repeat && target == count - 1;
+    let is_kind = matches!(kind, Alteration::Flip { bit: 0..8 }) && victim.ended == Some(Ok(()));
     if is_behind_the_end || is_kind {
         assert_eq!(victim.ended, Some(Ok(())), "{what}");
         assert!(
@@ -295,11 +334,11 @@ fn alter_once(scene: &Scene, untouched: &[Vec<Bytes>; 2], seed: u64) {
     }
     // Of the application's records it is known that only somebody on the way does this.
     let is_waited_for = match kind {
-        Kind::Cut => true,
-        Kind::Drop | Kind::Later => target == count - 1,
+        Alteration::Cut => true,
+        Alteration::Drop | Alteration::Later => target == count - 1,
         // A record that claims to be longer may be waited for to the end.
-        Kind::Flip { bit } => (24..40).contains(&bit),
-        Kind::Repeat | Kind::Mix => false,
+        Alteration::Flip { bit } => (24..40).contains(&bit),
+        Alteration::Repeat | Alteration::Mix => false,
     };
     let expected = [Reason::Integrity, Reason::Truncated];
     let expected = &expected[..1 + usize::from(is_waited_for)];
@@ -311,6 +350,43 @@ fn alter_often(count: u64) {
     let untouched = scene.untouched();
     for seed in 0..count {
         alter_once(&scene, &untouched, seed);
+    }
+}
+
+// A key that is worn is followed by the next one at both ends, in either direction, in the middle of what is said.
+#[test]
+fn keys_are_renewed_at_both_ends_without_a_word() {
+    let scene = Scene::new();
+    for left in [1, 2, 5] {
+        let mut ends = scene.pair(1);
+        let mut up = 0;
+        while up < 2 {
+            up = 0;
+            for from in [0, 1] {
+                let end = &mut ends.0[from];
+                if let Stage::Shaking(tls) = &mut end.stage {
+                    let said = tls.say();
+                    if tls.is_done() {
+                        end.go_up();
+                    }
+                    ends.0[1 - from].hear(Some(said));
+                } else {
+                    up += 1;
+                }
+            }
+        }
+        for end in &mut ends.0 {
+            let Stage::Up(records, seals) = &mut end.stage else {
+                panic!("no keys");
+            };
+            records.opens.wear(left);
+            seals.wear(left);
+        }
+        let ends = ends.run(|_, _, record| Some(vec![record]));
+        for (me, end) in ends.0.iter().enumerate() {
+            assert_eq!(end.ended, Some(Ok(())), "{left} left");
+            assert_eq!(end.heard, pattern(SALTS[1 - me]), "{left} left");
+        }
     }
 }
 

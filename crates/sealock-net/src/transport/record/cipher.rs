@@ -6,17 +6,18 @@
 use aws_lc_rs::aead::{
     AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rustls::{ConnectionTrafficSecrets, Error, PeerMisbehaved};
 
 const HEADER: usize = 5; // type, version (2 bytes), length (2)
 const TAG: usize = 16; // of all three suites
-const PLAINTEXT: usize = 1 << 14;
+/// The most that one record holds.
+pub(crate) const PLAINTEXT: usize = 1 << 14;
 const EXPANSION: usize = 256; // RFC 8446 §5.2: a record with its padding and its tag
 
 /// What a record carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Alert,
     Handshake,
     Data,
@@ -38,14 +39,14 @@ impl Kind {
 }
 
 /// The key of one direction, and how often it was used.
-pub(super) struct Key {
+pub(crate) struct Key {
     aead: LessSafeKey,
     iv: [u8; 12],
     sequence: u64,
 }
 
 impl Key {
-    pub(super) fn new((sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, Error> {
+    pub(crate) fn new((sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, Error> {
         let (algorithm, key, iv) = match secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
@@ -63,11 +64,11 @@ impl Key {
 
     /// As if it had been used so often.
     #[cfg(test)]
-    pub(super) fn wear(&mut self, uses: u64) {
+    pub(crate) fn wear(&mut self, uses: u64) {
         self.sequence = uses;
     }
 
-    pub(super) fn uses(&self) -> u64 {
+    pub(crate) fn uses(&self) -> u64 {
         self.sequence
     }
 
@@ -88,15 +89,15 @@ fn header(length: usize) -> [u8; HEADER] {
 }
 
 /// Joins what is written to records, and seals those that are full.
-pub(super) struct Sealer {
-    pub(super) key: Key,
+pub(crate) struct Sealer {
+    pub(crate) key: Key,
     buffer: BytesMut,
     /// Where the record begins that is being filled; what is before it is ready to leave.
     open: usize,
 }
 
 impl Sealer {
-    pub(super) fn new(key: Key) -> Self {
+    pub(crate) fn new(key: Key) -> Self {
         Self {
             key,
             buffer: BytesMut::new(),
@@ -105,7 +106,7 @@ impl Sealer {
     }
 
     /// Takes bytes until so many are `ready`; says how many it took.
-    pub(super) fn push(&mut self, bytes: &[u8], ready: usize) -> Result<usize, Error> {
+    pub(crate) fn push(&mut self, bytes: &[u8], ready: usize) -> Result<usize, Error> {
         let mut rest = bytes;
         while !rest.is_empty() && self.open < ready {
             self.begin(rest.len().min(ready));
@@ -130,7 +131,7 @@ impl Sealer {
     }
 
     /// Seals the record that is being filled, if there is one.
-    pub(super) fn close(&mut self) -> Result<(), Error> {
+    pub(crate) fn close(&mut self) -> Result<(), Error> {
         if self.buffer.len() > self.open {
             self.seal(Kind::Data)?;
         }
@@ -138,7 +139,7 @@ impl Sealer {
     }
 
     /// Seals a record of its own for a word of TLS itself.
-    pub(super) fn word(&mut self, kind: Kind, word: &[u8]) -> Result<(), Error> {
+    pub(crate) fn word(&mut self, kind: Kind, word: &[u8]) -> Result<(), Error> {
         self.close()?;
         self.begin(word.len());
         self.buffer.extend_from_slice(word);
@@ -158,26 +159,32 @@ impl Sealer {
     }
 
     /// What may leave.
-    pub(super) fn ready(&self) -> &[u8] {
+    pub(crate) fn ready(&self) -> &[u8] {
         &self.buffer[..self.open]
     }
 
+    /// All that may leave, where nothing is left open. Keeps no buffer.
+    pub(crate) fn take(&mut self) -> Bytes {
+        self.open = 0;
+        std::mem::take(&mut self.buffer).freeze()
+    }
+
     /// So much has left.
-    pub(super) fn sent(&mut self, length: usize) {
+    pub(crate) fn sent(&mut self, length: usize) {
         self.buffer.advance(length);
         self.open -= length;
     }
 }
 
 /// Finds records in what comes, and opens them.
-pub(super) struct Opener {
-    pub(super) key: Key,
-    pub(super) buffer: BytesMut,
+pub(crate) struct Opener {
+    pub(crate) key: Key,
+    pub(crate) buffer: BytesMut,
 }
 
 impl Opener {
     /// The next record's content, or nothing until more has come.
-    pub(super) fn open(&mut self) -> Result<Option<(Kind, BytesMut)>, Error> {
+    pub(crate) fn open(&mut self) -> Result<Option<(Kind, BytesMut)>, Error> {
         let Some(&[kind, _, _, high, low]) = self.buffer.first_chunk::<HEADER>() else {
             return Ok(None);
         };
