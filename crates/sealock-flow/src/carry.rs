@@ -54,13 +54,10 @@ pub fn carry(
             },
             Err(reason) => Err(reason),
         };
-        let reason = match ended {
-            Ok(_) => {
-                near_reader.done();
-                far_reader.done();
-                return (Reason::Done, permit);
-            }
-            Err(reason) => reason,
+        let Err(reason) = ended else {
+            near_reader.done();
+            far_reader.done();
+            return (Reason::Done, permit);
         };
         near_reader.stop(reason);
         near_writer.reset(reason);

@@ -141,7 +141,7 @@ impl RuleSet {
         if guard::special(address).is_none() || !decision.is_allowed() {
             return decision;
         }
-        let alone = resolved.by_address().unwrap_or(resolved.clone());
+        let alone = resolved.by_address().unwrap_or_else(|| resolved.clone());
         self.decide(&asked(&alone), now)
     }
 
