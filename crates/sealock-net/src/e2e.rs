@@ -52,6 +52,9 @@ pub struct Call {
     pub judge: tls::Judge,
     /// Where the stream's later legs come from; without, it ends with its first.
     pub legs: Option<Arc<dyn LegSource>>,
+    /// Streams of the same open that were lost after the application's bytes were said on them: the provider takes this
+    /// one only when it heard nothing on those.
+    pub instead_of: Vec<StreamId>,
 }
 
 impl std::fmt::Debug for Call {
@@ -66,6 +69,10 @@ impl std::fmt::Debug for Call {
 
 const ACCEPTED: u8 = 0;
 const REFUSED: u8 = 1;
+/// In the place of a name's length: streams follow that this one is instead of. No name is so long.
+const INSTEAD: u8 = u8::MAX;
+/// How many streams one may be instead of.
+pub const INSTEAD_LIMIT: usize = 8; // more than an open is begun again
 
 impl EndToEnd {
     /// As this identity, judging others by this trust; streams live in `tasks`.
@@ -106,6 +113,7 @@ impl EndToEnd {
             providers,
             judge,
             legs,
+            instead_of,
         } = call;
         let config = tls::e2e_client(&self.identity, &self.trust, &providers, Some(judge));
         let tls = record::client(config, stream)?;
@@ -124,7 +132,8 @@ impl EndToEnd {
                 accepter: provider.clone(),
             };
             writer.outlive_legs(proof.ticket(context), provider);
-            writer.write(question(&service, &early()?)).await?;
+            let question = question(&service, &instead_of, &early()?);
+            writer.write(question).await?;
             match reader.take(1).await?.get_u8() {
                 ACCEPTED => Ok((reader, writer)),
                 REFUSED => Err(Reason::from_number(reader.take(4).await?.get_u32().into())),
@@ -139,7 +148,7 @@ impl EndToEnd {
     /// # Errors
     /// Why the caller could not be heard or believed; it has been told.
     pub async fn answer(&self, leg: Leg, place: Place) -> Result<Caller, Reason> {
-        let (stream, door) = (place.id(), place.door().clone());
+        let (stream, door, doors) = (place.id(), place.door().clone(), place.doors().clone());
         let tls = record::server(Arc::clone(&self.server), stream)?;
         let halves = self.streams.accept(leg, place)?;
         let talk = async {
@@ -153,19 +162,30 @@ impl EndToEnd {
             let ticket = proof.ticket(context);
             let peer = proof.peer;
             // The door first: a leg that is lost now may be followed by the next one at once.
-            door.settle(agent.clone(), peer.clone(), Arc::clone(&ticket));
+            door.settle(agent.clone(), peer.clone(), Arc::clone(&ticket))?;
             writer.outlive_legs(ticket, agent.clone());
-            let length = reader.take(1).await?.get_u8();
+            let mut length = reader.take(1).await?.get_u8();
+            let mut instead_of = Vec::new();
+            if length == INSTEAD {
+                instead_of = replaced(&mut reader).await?;
+                length = reader.take(1).await?.get_u8();
+            }
             let name = reader.take(length.into()).await?;
             let name = std::str::from_utf8(&name).map_err(|_| Reason::ProtocolViolation)?;
             let service = name.parse().map_err(|_| Reason::ProtocolViolation)?;
-            Ok(Caller {
+            let caller = Caller {
                 agent,
                 peer,
                 service,
                 reader,
                 writer,
-            })
+            };
+            // Bytes that were heard on another stream are not given to the application twice.
+            if !instead_of.into_iter().all(|id| doors.never_heard(id)) {
+                caller.refuse(Reason::SessionLost).await;
+                return Err(Reason::SessionLost);
+            }
+            Ok(caller)
         };
         tokio::time::timeout(HANDSHAKE_DEADLINE, talk)
             .await
@@ -205,10 +225,33 @@ fn agent_of(peer: &PeerIdentity) -> Result<AgentId, Reason> {
     peer.agent().cloned().ok_or(Reason::PeerNotAuthentic)
 }
 
-/// The caller's question: the service's name behind its length, then whatever it has already to say.
-fn question(service: &ServiceName, early: &[u8]) -> Bytes {
+/// The streams that a caller names instead of which it comes.
+async fn replaced(reader: &mut SealedReader) -> Result<Vec<StreamId>, Reason> {
+    let count = usize::from(reader.take(1).await?.get_u8());
+    if count > INSTEAD_LIMIT {
+        return Err(Reason::ProtocolViolation);
+    }
+    let mut streams = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut id = [0; 16];
+        reader.take(id.len()).await?.copy_to_slice(&mut id);
+        streams.push(StreamId(id));
+    }
+    Ok(streams)
+}
+
+/// The caller's question: the streams that this one is instead of, if any, the service's name behind its length, then
+/// whatever it has already to say.
+fn question(service: &ServiceName, instead_of: &[StreamId], early: &[u8]) -> Bytes {
     let name = service.as_str().as_bytes();
     let mut bytes = BytesMut::with_capacity(1 + name.len() + early.len());
+    if !instead_of.is_empty() {
+        let count = u8::try_from(instead_of.len()).unwrap_or(u8::MAX); // beyond the limit it is refused
+        bytes.extend_from_slice(&[INSTEAD, count]);
+        for stream in instead_of {
+            bytes.extend_from_slice(&stream.0);
+        }
+    }
     bytes.extend_from_slice(&[u8::try_from(name.len()).unwrap_or(u8::MAX)]); // names have up to 253 bytes
     bytes.extend_from_slice(name);
     bytes.extend_from_slice(early);

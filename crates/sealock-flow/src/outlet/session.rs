@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sealock_core::fact::Facts;
@@ -39,6 +39,8 @@ pub struct ServiceOutlet {
 const ATTEMPTS: usize = 3; // a relay that drains and the one after it
 /// How long an open waits for a session that is being made anew.
 const SESSION_WAIT: Duration = Duration::from_secs(5); // a relay restart takes about 1 s to heal
+/// How long an open rests between two questions for a provider that is on its way back.
+const PROVIDER_PAUSE: Duration = Duration::from_millis(50); // some round trips
 
 impl ServiceOutlet {
     /// A way through these sessions, with this identity, to the providers that these views name.
@@ -54,41 +56,50 @@ impl ServiceOutlet {
 
     /// Opens a stream to a provider and authenticates it end to end.
     ///
-    /// A session that is lost in the middle costs nothing but time, as long as nothing of the application was sent. The
-    /// same goes for a leg that is lost when only this side is done with the handshake: the provider has forgotten the
-    /// stream then, or does not know yet whose it is.
+    /// A session that is lost in the middle costs nothing but time. The same goes for a leg that is lost when only this
+    /// side is done with the handshake: the provider has forgotten the stream then, or does not know yet whose it is.
+    /// What the application had said is said again on the next stream, which the provider takes only when it heard none
+    /// of it before; whether it did, a relay cannot tell in its place.
     pub(super) async fn open(&self, opening: &mut Opening<'_>) -> Result<Io, Reason> {
         let (facts, mut tried, mut last) = (opening.facts, Vec::new(), Reason::NoProvider);
-        let mut attempts = 0;
-        while let Some(session) = self.session(&tried, last).await? {
-            attempts += 1;
-            let mut sent = false;
-            let early = || {
-                let early = opening.early()?;
-                sent = !early.is_empty();
-                Ok(early)
-            };
-            match self.attempt(&session, facts, early).await {
-                // Another session is there already, or soon; and another relay may know a provider.
-                Err(reason) if !sent && attempts <= ATTEMPTS && may_begin_again(reason) => {
-                    last = reason;
-                    let elsewhere = matches!(reason, Reason::Draining | Reason::NoProvider);
-                    // Where our own session is still there, the leg was lost at its other end.
-                    if elsewhere || session.is_lost() {
-                        tried.push(session.id());
-                    }
+        let (mut said, mut attempts, mut lost_at) = (Said::default(), 0, None::<Instant>);
+        loop {
+            // A provider that lost its session with us needs as long as we did to come back.
+            let is_near = lost_at.is_some_and(|at| at.elapsed() < SESSION_WAIT);
+            let Some(session) = self.session(&tried, last).await? else {
+                if !is_near {
+                    return Err(last);
                 }
+                tokio::time::sleep(PROVIDER_PAUSE).await;
+                tried.clear();
+                continue;
+            };
+            let outcome = self.attempt(&session, facts, (&mut said, opening)).await;
+            let reason = match outcome {
+                Err(reason) if may_begin_again(reason) => reason,
                 outcome => return outcome,
+            };
+            last = reason;
+            let elsewhere = matches!(reason, Reason::Draining | Reason::NoProvider);
+            if reason != Reason::NoProvider {
+                lost_at = lost_at.or_else(|| Some(Instant::now()));
+                attempts += 1;
+                if attempts > ATTEMPTS {
+                    return Err(reason);
+                }
+            }
+            // Where our own session is still there, the leg was lost at its other end.
+            if elsewhere || session.is_lost() {
+                tried.push(session.id());
             }
         }
-        Err(last)
     }
 
     async fn attempt(
         &self,
         session: &Session,
         facts: &Facts,
-        early: impl FnOnce() -> Result<Bytes, Reason>,
+        (said, opening): (&mut Said, &mut Opening<'_>),
     ) -> Result<Io, Reason> {
         let service = facts.service()?.clone();
         let view = self.views.current(&facts.tenant)?;
@@ -114,7 +125,9 @@ impl ServiceOutlet {
                 }
             }),
             legs: Some(Arc::clone(&self.legs)),
+            instead_of: said.on.clone(),
         };
+        let early = || said.early_on(stream, opening);
         let (reader, writer) = self.end_to_end.call(leg, call, early).await?;
         Ok(Io::Sealed(reader, writer))
     }
@@ -146,7 +159,27 @@ impl ServiceOutlet {
     }
 }
 
-/// Whether an open that failed for this reason may succeed with a new stream, when nothing was sent on the old one.
+/// What the application said before its flow was open, and the streams that it was said on.
+#[derive(Default)]
+struct Said {
+    early: Bytes,
+    on: Vec<StreamId>,
+}
+
+impl Said {
+    /// What is said on this stream before its provider answered.
+    fn early_on(&mut self, stream: StreamId, opening: &mut Opening<'_>) -> Result<Bytes, Reason> {
+        if self.early.is_empty() {
+            self.early = opening.early()?;
+        }
+        if !self.early.is_empty() {
+            self.on.push(stream);
+        }
+        Ok(self.early.clone())
+    }
+}
+
+/// Whether an open that failed for this reason may succeed with a new stream.
 fn may_begin_again(reason: Reason) -> bool {
     matches!(
         reason,

@@ -111,6 +111,7 @@ async fn heard_through(change: Change) -> (usize, Result<(), Reason>) {
         providers: BTreeSet::from(providers),
         judge: Arc::new(|_| Ok(())),
         legs: None,
+        instead_of: Vec::new(),
     };
     let leg = caller.open_bi().await.expect("a leg");
     scope.spawn("caller", async move {

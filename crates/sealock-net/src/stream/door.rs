@@ -26,8 +26,9 @@ const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
 const CHUNK: usize = 64 * 1024;
 /// Legs with a good proof that may wait for the stream's driver, which takes them at once.
 const WAITING_LIMIT: usize = 4;
-/// How many streams that could not be taken up in time are remembered, to say so to who comes later.
-const EXPIRED_LIMIT: usize = 4_096;
+/// How many streams that could not be taken up in time are remembered, to say so to who comes later; and how many whose
+/// caller never was heard.
+const REMEMBERED_LIMIT: usize = 4_096; // × 16 bytes
 
 /// The streams that live at an accepter; clones share them.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +40,8 @@ pub struct Doors {
 struct Inner {
     live: HashMap<StreamId, Door>,
     expired: VecDeque<StreamId>,
+    /// Those that were lost before their caller had proved itself: nothing that it said on them was heard.
+    unheard: VecDeque<StreamId>,
 }
 
 /// The way in to a live stream; clones lead to the same one.
@@ -49,7 +52,8 @@ pub struct Door(Arc<Hall>);
 #[derive(Debug)]
 struct Hall {
     service: ServiceName,
-    settled: OnceLock<Settled>,
+    /// Nothing, for good, when the stream was lost before its caller had proved itself.
+    settled: OnceLock<Option<Settled>>,
     waiting: Mutex<Waiting>,
     arrived: Notify,
 }
@@ -124,6 +128,12 @@ impl Doors {
         }
     }
 
+    /// Whether a stream was here and was lost before its caller had proved itself, so that nothing it said was heard.
+    #[must_use]
+    pub(crate) fn never_heard(&self, id: StreamId) -> bool {
+        self.inner.lock().unheard.contains(&id)
+    }
+
     /// How many streams there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -147,18 +157,29 @@ impl Door {
     /// Who the stream belongs to, and by which certificate; nothing while that is not proved.
     #[must_use]
     pub fn owner(&self) -> Option<(&AgentId, &PeerIdentity)> {
-        let settled = self.0.settled.get()?;
+        let settled = self.0.settled.get()?.as_ref()?;
         Some((&settled.caller, &settled.peer))
     }
 
     /// From here on later legs may come: from this caller, with proofs of this ticket.
-    pub(crate) fn settle(&self, caller: AgentId, peer: PeerIdentity, ticket: Arc<Ticket>) {
-        // A second settlement changes nothing; there is one handshake.
-        let _first = self.0.settled.set(Settled {
+    ///
+    /// # Errors
+    /// When the stream is lost already: its caller may have been told that nothing was heard on it.
+    pub(crate) fn settle(
+        &self,
+        caller: AgentId,
+        peer: PeerIdentity,
+        ticket: Arc<Ticket>,
+    ) -> Result<(), Reason> {
+        let settled = Settled {
             caller,
             peer,
             ticket,
-        });
+        };
+        self.0
+            .settled
+            .set(Some(settled))
+            .map_err(|_lost| Reason::SessionLost)
     }
 
     /// Takes a leg whose `Opened` was said: hears its ATTACH, checks the proof, and has the stream carried by it.
@@ -191,7 +212,8 @@ impl Door {
     }
 
     async fn hear(&self, reader: &mut RecvHalf, epoch: Epoch) -> Result<(Attach, Decoder), Reason> {
-        let settled = self.0.settled.get().ok_or(Reason::AttachRefused)?;
+        let settled = self.0.settled.get().and_then(Option::as_ref);
+        let settled = settled.ok_or(Reason::AttachRefused)?;
         let mut decoder = Decoder::new();
         let attach = loop {
             match decoder.next() {
@@ -261,11 +283,7 @@ impl Place {
 
     /// Remembers that the stream waited in vain.
     pub(super) fn expire(&self) {
-        let mut inner = self.doors.inner.lock();
-        if inner.expired.len() >= EXPIRED_LIMIT {
-            inner.expired.pop_front();
-        }
-        inner.expired.push_back(self.id);
+        remember(&mut self.doors.inner.lock().expired, self.id);
     }
 
     /// The stream's id.
@@ -277,13 +295,30 @@ impl Place {
     pub(crate) fn door(&self) -> &Door {
         &self.door
     }
+
+    pub(crate) fn doors(&self) -> &Doors {
+        &self.doors
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.door.0.close();
-        self.doors.inner.lock().live.remove(&self.id);
+        // Before it is told that nothing was heard: from here on nothing will be.
+        let is_unheard = self.door.0.settled.set(None).is_ok();
+        let mut inner = self.doors.inner.lock();
+        inner.live.remove(&self.id);
+        if is_unheard {
+            remember(&mut inner.unheard, self.id);
+        }
     }
+}
+
+fn remember(streams: &mut VecDeque<StreamId>, id: StreamId) {
+    if streams.len() >= REMEMBERED_LIMIT {
+        streams.pop_front();
+    }
+    streams.push_back(id);
 }
 
 #[cfg(test)]
@@ -303,6 +338,43 @@ mod tests {
         assert!(first.is_some() && enter().is_none());
         drop(first);
         assert!(enter().is_some());
+    }
+
+    fn settle(door: &Door) -> Result<(), Reason> {
+        let agent = |name: &str| AgentId {
+            tenant: "default".parse().expect("a name"),
+            name: name.parse().expect("a name"),
+        };
+        let ca = crate::identity::testing::TestCa::new("sealock");
+        let svid = ca.identity("default/agent/caller").current();
+        let peer = PeerIdentity::clone(svid.expect("an identity").leaf());
+        let context = sealock_proto::stream::TicketContext {
+            stream: [1; 16],
+            opener: agent("caller"),
+            accepter: agent("provider"),
+        };
+        let secret = sealock_core::secret::Secret::new([7; 32]);
+        door.settle(agent("caller"), peer, Arc::new(Ticket::new(secret, context)))
+    }
+
+    #[test]
+    fn what_is_said_to_be_unheard_is_never_heard_later_and_what_was_heard_is_not_said_to_be() {
+        let doors = Doors::default();
+        let enter = |id| doors.enter(StreamId([id; 16]), service()).expect("a new id");
+        let (lost, heard) = (enter(1), enter(2));
+        let door = lost.door().clone();
+        assert!(!doors.never_heard(StreamId([1; 16])), "it may be yet");
+        drop(lost);
+        assert!(doors.never_heard(StreamId([1; 16])));
+        assert_eq!(settle(&door), Err(Reason::SessionLost));
+        assert_eq!(settle(heard.door()), Ok(()));
+        drop(heard);
+        assert!(!doors.never_heard(StreamId([2; 16])));
+        assert!(!doors.never_heard(StreamId([3; 16])), "nobody knows it");
+        for _ in 0..REMEMBERED_LIMIT {
+            drop(enter(4));
+        }
+        assert!(!doors.never_heard(StreamId([1; 16])), "there is a bound");
     }
 
     #[test]

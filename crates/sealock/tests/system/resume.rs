@@ -88,16 +88,22 @@ struct Traffic {
     endings: Vec<oneshot::Receiver<Result<u64>>>,
     _tasks: Scope,
     stop: Arc<AtomicBool>,
-    moved: Arc<AtomicU64>,
+    /// What came back on each connection.
+    moved: Vec<Arc<AtomicU64>>,
 }
+
+/// What each connection brings back before the next thing happens to it.
+const MOVES: u64 = 32 << 10;
 
 impl Traffic {
     async fn start(listen: SocketAddr, connections: usize) -> Result<Self> {
-        let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let (tasks, mut endings) = (Scope::new("traffic"), Vec::new());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (tasks, mut endings, mut moved) = (Scope::new("traffic"), Vec::new(), Vec::new());
         for _ in 0..connections {
             let stream = TcpStream::connect(listen).await?;
-            let run = round_and_round(stream, Arc::clone(&stop), Arc::clone(&moved));
+            let count = Arc::<AtomicU64>::default();
+            let run = round_and_round(stream, Arc::clone(&stop), Arc::clone(&count));
+            moved.push(count);
             let (tell, ending) = oneshot::channel();
             tasks.spawn("connection", async move {
                 // Nobody waits for it in a test that failed already.
@@ -113,11 +119,13 @@ impl Traffic {
         })
     }
 
-    /// Waits until bytes move.
+    /// Waits until bytes move on every connection.
     async fn moves(&self) -> Result<()> {
-        let before = self.moved.load(Ordering::Relaxed);
+        let now = |count: &Arc<AtomicU64>| count.load(Ordering::Relaxed);
+        let before: Vec<u64> = self.moved.iter().map(now).collect();
         world::until("bytes move", READY, || {
-            self.moved.load(Ordering::Relaxed) > before + (256 << 10)
+            let mut all = self.moved.iter().zip(&before);
+            all.all(|(count, before)| now(count) > before + MOVES)
         })
         .await
     }
@@ -240,6 +248,35 @@ async fn streams_live_through_restarts_of_the_only_relay() -> Result<()> {
     }
     traffic.moves().await?;
     traffic.finish().await
+}
+
+// F01 at its worst moment: whoever has spoken and was not answered yet is heard once, and not reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opens_under_way_when_the_only_relay_goes_are_begun_again() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let mut relay = world.relay().await?;
+    let front = Front::start(relay.listen).await?;
+    let provider = world
+        .agent("provider", SessionKind::Full, front.address)
+        .await?;
+    let caller = world
+        .agent("caller", SessionKind::CallerOnly, front.address)
+        .await?;
+    expose_echo(&provider, &tasks).await?;
+    let port = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
+    eventually(port, b"warm").await?;
+    // Each time the handshakes have come a little further.
+    for progress in [0, 10, 20, 40] {
+        let traffic = Traffic::start(port, 8).await?;
+        tokio::time::sleep(Duration::from_millis(progress)).await;
+        relay.stop().await;
+        relay = world.relay().await?;
+        *front.relay.lock() = relay.listen;
+        traffic.moves().await?;
+        traffic.finish().await?;
+    }
+    Ok(())
 }
 
 // A4, F21: where UDP is cut the streams go on over TLS, and where it works again they are back on QUIC; the

@@ -389,6 +389,7 @@ pub(crate) fn call(service: &str, providers: &[&str]) -> Result<Call> {
         providers: providers.iter().map(id).collect::<Result<_>>()?,
         judge: Arc::new(|_| Ok(())),
         legs: None,
+        instead_of: Vec::new(),
     })
 }
 

@@ -18,9 +18,12 @@ pub(super) fn halves(
     recv: noq::RecvStream,
     hold: Arc<Hold>,
 ) -> (SendHalf, RecvHalf) {
+    // One that has just ended has no turn to be given.
+    send.set_priority(YOUNG_TURN).ok();
     let send = SendHalf {
         inner: send,
         ended: false,
+        youth: YOUTH,
         hold: Arc::clone(&hold),
     };
     let recv = RecvHalf {
@@ -33,11 +36,21 @@ pub(super) fn halves(
     (send, recv)
 }
 
+/// How much of a stream goes before what older streams have to send: a handshake's flight and a first word, so that a
+/// new stream opens in some round trips also where a thousand others fill the way.
+const YOUTH: u32 = 4 * 1024;
+/// Whose turn comes first, the highest one before all others: the session's own streams, new ones, all others.
+const STANDING_TURN: i32 = 2;
+const YOUNG_TURN: i32 = 1;
+const GROWN_TURN: i32 = 0;
+
 /// The half towards the other side. Dropped before [`Self::finish`] it resets, so a lost task is never a clean end.
 #[derive(Debug)]
 pub(crate) struct SendHalf {
     inner: noq::SendStream,
     ended: bool,
+    /// How much more goes before what older streams have to send.
+    youth: u32,
     /// Ends with both halves.
     hold: Arc<Hold>,
 }
@@ -51,7 +64,9 @@ impl SendHalf {
     /// # Cancel safety
     /// A part may have been written; only a reset is sensible then.
     pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), WriteError> {
+        let length = bytes.len();
         let written = self.inner.write_chunk(bytes).await;
+        self.grow(length);
         written.map_err(|error| write_error(error, &self.hold))
     }
 
@@ -66,8 +81,26 @@ impl SendHalf {
         &mut self,
         chunks: &mut [Bytes],
     ) -> Result<(), WriteError> {
+        let length = match self.youth {
+            0 => 0,
+            _ => chunks.iter().map(Bytes::len).sum(),
+        };
         let written = self.inner.write_all_chunks(chunks).await;
+        self.grow(length);
         written.map_err(|error| write_error(error, &self.hold))
+    }
+
+    /// Counts what was written: behind so much, a stream waits its turn like all others. The packet at hand goes as it is.
+    fn grow(&mut self, length: usize) {
+        if self.youth == 0 {
+            return;
+        }
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        self.youth = self.youth.saturating_sub(length);
+        if self.youth == 0 && self.hold.attends() {
+            // One that has ended has no turn.
+            self.inner.set_priority(GROWN_TURN).ok();
+        }
     }
 
     /// Ends this direction cleanly; what was written still arrives.
@@ -101,9 +134,11 @@ impl SendHalf {
         }
     }
 
-    /// The stream is no reason to ask the peer more often whether it is there.
+    /// The stream is no reason to ask the peer more often whether it is there, and nobody's bytes keep its words waiting.
     pub(crate) fn stand_by(&self) {
         self.hold.stand_by();
+        // One that has ended has no turn.
+        self.inner.set_priority(STANDING_TURN).ok();
     }
 
     /// The stream's number in its connection.

@@ -106,6 +106,11 @@ pub(super) struct Hold {
 }
 
 impl Hold {
+    /// Whether the stream carries somebody's bytes.
+    pub(super) fn attends(&self) -> bool {
+        self.attends.load(Ordering::Relaxed)
+    }
+
     /// From here on the stream alone is no reason to ask the peer more often.
     pub(super) fn stand_by(&self) {
         if self.attends.swap(false, Ordering::Relaxed) {
