@@ -196,6 +196,9 @@ impl std::fmt::Debug for AgentHandle {
 const FLOWS_LIMIT: usize = 20_000; // × 12 KiB of memory an idle one
 const OFFERED_LIMIT: usize = 256;
 const CALLED_LIMIT: u32 = 4_096; // flows of others at once, as many as a port of our own takes
+/// What waits on a session is held by its streams as well, and the memory for those has a limit of its own; so it need
+/// not be bounded again where a thousand streams with full windows would keep a new one from saying its first word.
+const UNSENT_LIMIT: u32 = 256 * 1024 * 1024; // a thousand streams with 256 KiB each
 
 /// Starts an agent; must be called within the runtime.
 ///
@@ -219,6 +222,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     )?;
     let settings = Settings {
         streams: CALLED_LIMIT,
+        unsent: UNSENT_LIMIT,
         ..Settings::default()
     };
     let ways = config.ways.open(settings).map_err(StartError::Udp)?;

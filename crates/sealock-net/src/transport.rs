@@ -42,6 +42,9 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// The silence after which an idle connection is given up, at the latest.
     pub idle_timeout: Duration,
+    /// How many bytes may wait to be sent and acknowledged, on all streams of a connection together, where a carrier has
+    /// one measure for all of them. When they are used up, a new stream waits behind all others.
+    pub unsent: u32,
 }
 
 impl Default for Settings {
@@ -50,6 +53,7 @@ impl Default for Settings {
             streams: 100,
             keep_alive: Duration::from_secs(1), // a relay that restarts learns within it who is still there
             idle_timeout: Duration::from_secs(30), // the longest time between keep-alives, and room for lost ones
+            unsent: 16 * 1024 * 1024,              // 1 Gbit/s at 128 ms
         }
     }
 }

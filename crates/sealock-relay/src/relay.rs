@@ -374,9 +374,11 @@ async fn serve_admin(
         .map(Some)
 }
 
-/// How long the last packets may take to leave. Streams stand still meanwhile, and an agent that misses the word hears of
-/// it from the next relay, or from this machine.
-const CLOSE_GRACE: Duration = Duration::from_millis(100); // a round trip over most ways
+/// How long the last packets may take to leave, and the sockets to be free.
+const CLOSE_GRACE: Duration = Duration::from_millis(300);
+/// The same after a drain, where streams stand still meanwhile, and an agent that misses the word hears of it from the
+/// next relay, or from this machine.
+const DRAIN_GRACE: Duration = Duration::from_millis(100); // a round trip over most ways
 /// How long agents have at least to make a session elsewhere before the relay is gone.
 const SETTLE: Duration = Duration::from_secs(1); // a dial and a greeting, ten times over
 /// How often a relay that drains looks whether it is done.
@@ -425,17 +427,21 @@ impl RelayHandle {
             sessions = self.directory.staying(),
             "drained"
         );
-        self.stop().await;
+        self.end(DRAIN_GRACE).await;
     }
 
     /// Stops: agents are told, so that they go elsewhere at once.
     pub async fn stop(self) {
+        self.end(CLOSE_GRACE).await;
+    }
+
+    async fn end(self, grace: Duration) {
         // What can be done before flows are cut does not add to how long they stand still.
         self.audit.flush().await;
         self.doors.close(Reason::Draining);
         self.outwards.close(Reason::Draining);
         // Agents that dial again at once would keep it busy for ever.
-        let told = tokio::time::timeout(CLOSE_GRACE, self.doors.wait_idle());
+        let told = tokio::time::timeout(grace, self.doors.wait_idle());
         let _late = tokio::join!(told, self.audit.flush());
         // Waited for: whoever takes this relay's place wants its address at once.
         self.standing.shutdown(Duration::ZERO).await;

@@ -6,6 +6,7 @@ mod families;
 mod fleet;
 mod ladder;
 mod links;
+mod names;
 mod resources;
 mod rolling;
 mod strangers;

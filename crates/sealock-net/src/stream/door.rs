@@ -354,13 +354,21 @@ mod tests {
             accepter: agent("provider"),
         };
         let secret = sealock_core::secret::Secret::new([7; 32]);
-        door.settle(agent("caller"), peer, Arc::new(Ticket::new(secret, context)))
+        door.settle(
+            agent("caller"),
+            peer,
+            Arc::new(Ticket::new(secret, context)),
+        )
     }
 
     #[test]
     fn what_is_said_to_be_unheard_is_never_heard_later_and_what_was_heard_is_not_said_to_be() {
         let doors = Doors::default();
-        let enter = |id| doors.enter(StreamId([id; 16]), service()).expect("a new id");
+        let enter = |id| {
+            doors
+                .enter(StreamId([id; 16]), service())
+                .expect("a new id")
+        };
         let (lost, heard) = (enter(1), enter(2));
         let door = lost.door().clone();
         assert!(!doors.never_heard(StreamId([1; 16])), "it may be yet");

@@ -74,7 +74,7 @@ fn transport(settings: &Settings, sizes: Option<MtuDiscoveryConfig>) -> Transpor
         .max_concurrent_uni_streams(VarInt::from_u32(0)) // the protocol has none
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
-        .send_window(CONNECTION_WINDOW.into())
+        .send_window(settings.unsent.into())
         .datagram_receive_buffer_size(None) // the protocol has none
         .max_idle_timeout(Some(idle))
         .enable_segmentation_offload(true)

@@ -31,8 +31,9 @@ use crate::deployment::{
 use crate::several_relays::{LONG_DRAIN, holds, two_relays};
 use crate::world::{self, Raw, World};
 
-/// How long a stream may stand still while its relay is away and comes back, on a machine that does much else.
-const STALL_LIMIT: Duration = Duration::from_secs(8);
+/// How long a stream may stand still while its relay is away and comes back. The lab judges how long it does; here it is
+/// told from one that stands still for ever, on a machine that may do much else.
+const STALL_LIMIT: Duration = Duration::from_secs(40);
 
 /// How long a healed rung may stay unused.
 const CLIMB_LIMIT: Duration = Duration::from_secs(30);
@@ -123,7 +124,7 @@ impl Traffic {
     async fn moves(&self) -> Result<()> {
         let now = |count: &Arc<AtomicU64>| count.load(Ordering::Relaxed);
         let before: Vec<u64> = self.moved.iter().map(now).collect();
-        world::until("bytes move", READY, || {
+        world::until("bytes move", STALL_LIMIT, || {
             let mut all = self.moved.iter().zip(&before);
             all.all(|(count, before)| now(count) > before + MOVES)
         })
@@ -267,8 +268,8 @@ async fn opens_under_way_when_the_only_relay_goes_are_begun_again() -> Result<()
     let port = address(&caller.connect("echo".parse()?, &any_port()).await?)?;
     eventually(port, b"warm").await?;
     // Each time the handshakes have come a little further.
-    for progress in [0, 10, 20, 40] {
-        let traffic = Traffic::start(port, 8).await?;
+    for progress in [0, 20] {
+        let traffic = Traffic::start(port, 6).await?;
         tokio::time::sleep(Duration::from_millis(progress)).await;
         relay.stop().await;
         relay = world.relay().await?;

@@ -1,22 +1,31 @@
 //! Two relays, for longer: one is stopped, is heard one way only, or dies on the way between them.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
     Deployment, Family, Spec, Topology,
-    deployment::Twin,
+    deployment::{Twin, loopback},
     faults::{Fault, Traffic},
     pattern::{Pattern, Way},
-    say, scene, wait,
+    say, scene,
+    traffic::Transfer,
+    wait,
 };
 
 use crate::{
     ladder::slow_page,
     links::{MIB, SOON},
+    load::{Load, NEAR},
     survival::OTHER,
     two_relays::{CONSUMER, PROVIDER, RELAYS, are_well, both_move, carrier, part, streams},
 };
+
+/// What a stream that is not touched may show all the same on a busy machine.
+const UNTOUCHED: Duration = Duration::from_secs(1);
 
 #[test]
 fn the_consumer_moves_to_another_relay_and_then_the_provider() {
@@ -130,5 +139,67 @@ fn a_page_is_fetched_over_two_relays_while_either_of_them_dies() {
             node.without_complaints()?;
         }
         Ok(())
+    });
+}
+
+/// F17: the relays do not reach each other. Streams that each of them carries alone are not touched, and nor are opens.
+#[test]
+fn relays_that_are_parted_carry_on_with_what_is_theirs() {
+    scene(Family::V4, |lab| {
+        let (it, mut roles) = Deployment::twin(lab)?;
+        let (mut carried, load) = streams(&it, 8, 12)?;
+        let ix = &it.net.ix;
+        let parted = ix.part(ix.v4(RELAYS[0]), ix.v4(RELAYS[1]))?;
+        let before = load.most();
+        load.wait_for_each(before + MIB / 4, SOON)?;
+        let more = Load::start(&it, 50, 5, Transfer::both_ways(50, MIB / 8))?;
+        more.finish(&carried.origin, SOON)?
+            .judge("F17, opened meanwhile", UNTOUCHED)?;
+        ensure!(parted.lost()? > 0, "they had nothing to say to each other");
+        parted.heal();
+        ensure!(load.is_under_way(), "the streams ended too early");
+        load.finish(&carried.origin, SOON)?
+            .judge("F17, relays parted", UNTOUCHED)?;
+        are_well(&mut roles)?;
+        carried.is_well()
+    });
+}
+
+/// F17: a stream over both of two relays waits until they reach each other again; who opens one meanwhile is refused in
+/// time, by a relay that knows that what it had heard of the other's agents is old.
+#[test]
+fn a_stream_over_two_relays_outlives_their_partition_and_opens_are_refused_meanwhile() {
+    /// The legs between them are given up after 2 s, and what was known of the other's agents with them.
+    const FORGOTTEN: Duration = Duration::from_secs(10);
+    scene(Family::V4, |lab| {
+        let (it, mut roles, fences) = apart(lab)?;
+        let (mut carried, load) = streams(&it, 4, 8)?;
+        let ix = &it.net.ix;
+        let parted = ix.part(ix.v4(RELAYS[0]), ix.v4(RELAYS[1]))?;
+        let began = Instant::now();
+        wait::until(
+            "the relay to know that the provider is not reached",
+            FORGOTTEN,
+            || {
+                let log = roles.relays[0].stderr();
+                let open = Transfer::both_ways(50, 1_000).run(&it.net.con, loopback(NEAR));
+                ensure!(open.is_err(), "an open went over a link that is cut");
+                let more = &roles.relays[0].stderr()[log.len()..];
+                Ok(more.contains("NO_PROVIDER").then_some(()))
+            },
+        )?;
+        say(&format!(
+            "F17: refused by its name after {:?}",
+            began.elapsed()
+        ));
+        ensure!(load.is_under_way(), "the streams ended too early");
+        parted.heal();
+        load.finish(&carried.origin, SOON)?
+            .judge("F17, over both", FORGOTTEN + OTHER + OTHER)?;
+        let more = Load::start(&it, 60, 2, Transfer::both_ways(60, MIB / 8))?;
+        more.finish(&carried.origin, SOON)?;
+        drop(fences);
+        are_well(&mut roles)?;
+        carried.is_well()
     });
 }
