@@ -567,6 +567,7 @@ async fn silence_ends_a_connection_and_keep_alives_keep_it(transport: Transport)
         idle_timeout: Duration::from_secs(1),
         keep_alive: Duration::from_secs(60),
         streams: 1,
+        ..Settings::default()
     };
     let net = Net::new(transport, silent);
     let (near, far) = net.pair().await;

@@ -614,6 +614,7 @@ async fn silence_ends_a_connection_after_its_idle_timeout() {
         idle_timeout: Duration::from_secs(1),
         keep_alive: Duration::from_secs(60),
         streams: 1,
+        ..Settings::default()
     };
     let net = Net::new(settings);
     let (near, far) = net.pair().await;
@@ -628,6 +629,7 @@ async fn keep_alives_outlast_the_idle_timeout() {
         idle_timeout: Duration::from_millis(1_500),
         keep_alive: Duration::from_millis(50),
         streams: 1,
+        ..Settings::default()
     };
     let net = Net::new(settings);
     let (near, _far) = net.pair().await;
@@ -681,6 +683,7 @@ async fn a_restart_with_the_same_keys_is_told_to_old_peers_at_once() {
         idle_timeout: Duration::from_secs(600),
         keep_alive: Duration::from_millis(50),
         streams: 1,
+        ..Settings::default()
     };
     let first = listen(&ca, &trust, LOOPBACK, &keys, settings);
     let scope = Scope::new("test");
