@@ -125,9 +125,11 @@ mod tests {
 
     fn places(judge: &EgressJudge) -> Vec<String> {
         let ways = judge.plan(&claimed(), None).unwrap_or_default();
-        let place = |way: Way| match way {
-            Way::Outside(outside) => outside.place.to_string(),
-            other => panic!("{other:?}"),
+        let place = |way: Way| {
+            let Way::Outside(outside) = way else {
+                panic!("{way:?} leads elsewhere");
+            };
+            outside.place.to_string()
         };
         ways.into_iter().map(place).collect()
     }

@@ -141,8 +141,10 @@ impl RuleSet {
         if guard::special(address).is_none() || !decision.is_allowed() {
             return decision;
         }
-        let alone = resolved.by_address().unwrap_or_else(|| resolved.clone());
-        self.decide(&asked(&alone), now)
+        match resolved.by_address() {
+            Some(alone) => self.decide(&asked(&alone), now),
+            None => Decision::NoRule,
+        }
     }
 
     /// The smallest deny that applies: to it also belongs what cannot be decided.

@@ -40,7 +40,7 @@ enum Alteration {
 /// How far an end has come.
 enum Stage {
     Shaking(Box<Tls>),
-    Up(Records, Seals),
+    Up(Box<(Records, Seals)>),
     Failed,
 }
 
@@ -89,7 +89,8 @@ impl End {
                     self.ended = Some(Err(reason));
                 }
             }
-            Stage::Up(records, _) => {
+            Stage::Up(up) => {
+                let records = &mut up.0;
                 records.opens.push(bytes);
                 self.read();
             }
@@ -98,9 +99,10 @@ impl End {
     }
 
     fn read(&mut self) {
-        let Stage::Up(records, _) = &mut self.stage else {
+        let Stage::Up(up) = &mut self.stage else {
             return;
         };
+        let records = &mut up.0;
         self.ended = loop {
             match records.open() {
                 Ok(Decrypted::Plaintext(bytes)) => self.heard.extend_from_slice(&bytes),
@@ -121,9 +123,10 @@ impl End {
             }
         }
         let failed = matches!(self.ended, Some(Err(_)));
-        if let Stage::Up(_, seals) = &mut self.stage
+        if let Stage::Up(up) = &mut self.stage
             && !failed
         {
+            let seals = &mut up.1;
             if !std::mem::replace(&mut self.said, true) {
                 for part in pattern(SALTS[me]).chunks(LENGTH) {
                     said.extend_from_slice(&seals.seal(part).expect("a key"));
@@ -144,7 +147,8 @@ impl End {
         };
         match tls.finish() {
             Ok(Established { opens, seals, .. }) => {
-                self.stage = Stage::Up(Records::new(opens, StreamId([7; 16])), seals);
+                let records = Records::new(opens, StreamId([7; 16]));
+                self.stage = Stage::Up(Box::new((records, seals)));
                 self.read();
             }
             Err(reason) => self.ended = Some(Err(reason)),
@@ -376,9 +380,10 @@ fn keys_are_renewed_at_both_ends_without_a_word() {
             }
         }
         for end in &mut ends.0 {
-            let Stage::Up(records, seals) = &mut end.stage else {
+            let Stage::Up(up) = &mut end.stage else {
                 panic!("no keys");
             };
+            let (records, seals) = &mut **up;
             records.opens.wear(left);
             seals.wear(left);
         }
