@@ -83,7 +83,8 @@ impl Meter {
             inlet = inlet.as_str(),
             tenant = %facts.tenant,
             caller = %facts.caller.value.name,
-            goal = %facts.goal,
+            service = facts.goal.service().map(tracing::field::display),
+            destination = facts.goal.destination().map(tracing::field::display),
             reason = reason.code(),
             "flow refused"
         );
@@ -106,7 +107,8 @@ impl Meter {
             inlet = flow.inlet.as_str(),
             tenant = %flow.facts.tenant,
             caller = %flow.facts.caller.value.name,
-            goal = %flow.facts.goal,
+            service = flow.facts.goal.service().map(tracing::field::display),
+            destination = flow.facts.goal.destination().map(tracing::field::display),
             reason = reason.code(),
             bytes_up = up,
             bytes_down = down,

@@ -152,7 +152,7 @@ impl EndToEnd {
         let tls = record::server(Arc::clone(&self.server), stream)?;
         let halves = self.streams.accept(leg, place)?;
         let talk = async {
-            let (mut reader, writer, proof) = record::handshake(tls, stream, halves).await?;
+            let (mut reader, mut writer, proof) = record::handshake(tls, stream, halves).await?;
             let agent = agent_of(&proof.peer)?;
             let context = TicketContext {
                 stream: stream.0,
@@ -164,15 +164,13 @@ impl EndToEnd {
             // The door first: a leg that is lost now may be followed by the next one at once.
             door.settle(agent.clone(), peer.clone(), Arc::clone(&ticket))?;
             writer.outlive_legs(ticket, agent.clone());
-            let mut length = reader.take(1).await?.get_u8();
-            let mut instead_of = Vec::new();
-            if length == INSTEAD {
-                instead_of = replaced(&mut reader).await?;
-                length = reader.take(1).await?.get_u8();
-            }
-            let name = reader.take(length.into()).await?;
-            let name = std::str::from_utf8(&name).map_err(|_| Reason::ProtocolViolation)?;
-            let service = name.parse().map_err(|_| Reason::ProtocolViolation)?;
+            let (service, instead_of) = match asked(&mut reader).await {
+                Ok(asked) => asked,
+                Err(reason) => {
+                    writer.reset(reason);
+                    return Err(reason);
+                }
+            };
             let caller = Caller {
                 agent,
                 peer,
@@ -223,6 +221,20 @@ impl EndToEnd {
 /// The agent that the other side proved to be.
 fn agent_of(peer: &PeerIdentity) -> Result<AgentId, Reason> {
     peer.agent().cloned().ok_or(Reason::PeerNotAuthentic)
+}
+
+/// What a caller asks for: a service, and the streams that this one is instead of.
+async fn asked(reader: &mut SealedReader) -> Result<(ServiceName, Vec<StreamId>), Reason> {
+    let mut length = reader.take(1).await?.get_u8();
+    let mut instead_of = Vec::new();
+    if length == INSTEAD {
+        instead_of = replaced(reader).await?;
+        length = reader.take(1).await?.get_u8();
+    }
+    let name = reader.take(length.into()).await?;
+    let name = std::str::from_utf8(&name).map_err(|_| Reason::ProtocolViolation)?;
+    let service = name.parse().map_err(|_| Reason::ProtocolViolation)?;
+    Ok((service, instead_of))
 }
 
 /// The streams that a caller names instead of which it comes.

@@ -57,9 +57,9 @@ pub(super) async fn handshake(
 ) -> Result<(SealedReader, SealedWriter, Proof), Reason> {
     let outcome = shake(&mut tls, &mut reader, &mut writer).await;
     if let Err(reason) = outcome {
-        // The alert tells the peer's TLS, the reset its stream.
+        // The alert tells the peer's TLS, the reset its stream; what is no record at all has no alert.
         let alert = tls.say();
-        if !alert.is_empty() && writer.write(alert).await.is_ok() {
+        if alert.is_empty() || writer.write(alert).await.is_ok() {
             writer.reset(reason);
         }
         return Err(reason);
