@@ -241,7 +241,7 @@ pub(crate) struct Connect {
 /// Flags of `sealock run`.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// What it may reach: HOST[:PORT], where HOST is a name, `*.name`, an address or a network; may be repeated
+    /// What it may reach: HOST or HOST:PORT, where HOST is a name, `*.name`, an address or a network; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(crate) allow: Vec<DestinationPattern>,
     /// How it is reached: direct, socks5://HOST:PORT, http://HOST:PORT, unix:/PATH or refuse; may be repeated, the next one
