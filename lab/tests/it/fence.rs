@@ -1,6 +1,13 @@
 //! `sealock run` as any user of a machine has it: without root, in front of real programs and a real network.
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
@@ -131,6 +138,39 @@ fn a_fenced_program_reaches_what_was_allowed_and_the_refusal_of_the_rest_names_i
             code(&unfenced)? != 0,
             "without rules nothing goes out: {unfenced:?}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_allowed_goes_out_by_the_way_that_was_said() {
+    scene(Family::V4, |lab| {
+        let scene = set(lab)?;
+        let allow = scene.at.to_string();
+        let nowhere = scene.curl(&["--allow", &allow, "--via", "refuse"], scene.at)?;
+        ensure!(
+            code(&nowhere)? != 0 && nowhere.stdout.is_empty(),
+            "{nowhere:?}"
+        );
+        // A server of its own at the end of the way, so the answer tells which way it was.
+        let path = scene.lab.directory().join("way.sock");
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
+        let answer = "by the way\n";
+        let server = std::thread::spawn(move || -> std::io::Result<()> {
+            let (mut stream, _) = listener.accept()?;
+            let mut request = [0; 1024];
+            let _length = stream.read(&mut request)?;
+            let head = format!(
+                "HTTP/1.0 200 Fine\r\nContent-Length: {}\r\n\r\n",
+                answer.len()
+            );
+            stream.write_all(format!("{head}{answer}").as_bytes())
+        });
+        let via = format!("unix:{}", path.display());
+        let led = scene.curl(&["--allow", &allow, "--via", &via], scene.at)?;
+        ensure!(led.stdout == answer, "{led:?}");
+        server.join().ok().context("the server")??;
         Ok(())
     });
 }

@@ -475,6 +475,65 @@ mod tests {
         errors.iter().map(ToString::to_string).collect()
     }
 
+    #[test]
+    fn a_rule_of_destinations_needs_no_services_and_its_cases_are_run() {
+        let text = r#"
+[[rule]]
+id = "out"
+effect = "allow"
+callers = ["*"]
+destinations = ["*.example.com:443", "10.0.0.0/8"]
+
+[[test]]
+caller = "ci"
+destination = "api.example.com:443"
+expect = "allow"
+
+[[test]]
+caller = "ci"
+destination = "10.1.2.3:53/udp"
+expect = "allow"
+
+[[test]]
+caller = "ci"
+destination = "example.com:443"
+expect = "deny"
+
+[[test]]
+caller = "ci"
+service = "db"
+expect = "deny"
+"#;
+        let file = PolicyFile::parse(text, "p.toml").expect("a good file");
+        let outcomes = file.run_tests(now());
+        assert_eq!(outcomes.len(), 4);
+        for outcome in outcomes {
+            assert!(outcome.passed(), "{}", outcome.test.goal);
+        }
+        let rules = file.rules;
+        let printed = rules[0].to_toml();
+        assert_eq!(
+            PolicyFile::parse(&printed, "printed").map(|read| read.rules),
+            Ok(rules)
+        );
+    }
+
+    #[test]
+    fn a_rule_or_a_case_of_nothing_or_of_both_is_refused() {
+        let rule = "[[rule]]\nid = \"a\"\neffect = \"deny\"\ncallers = [\"*\"]\n";
+        for (more, fix) in [
+            ("", "services"),
+            ("destinations = []\n", "never match"),
+            ("destinations = [\"10.0.0.1/8\"]\n", "10.0.0.0/8"),
+        ] {
+            let found = errors(&format!("{rule}{more}")).join("\n");
+            assert!(found.contains(fix), "{more}: {found}");
+        }
+        let both = "[[test]]\ncaller = \"a\"\nservice = \"db\"\ndestination = \"a.example:1\"\nexpect = \"deny\"\n";
+        let found = errors(both).join("\n");
+        assert!(found.contains("not for both"), "{found}");
+    }
+
     const GOOD: &str = r#"
 [[rule]]
 id = "ops"

@@ -157,6 +157,44 @@ fn why_answers_scripts_as_it_answers_people() {
 }
 
 #[test]
+fn a_rule_speaks_of_a_place_outside_and_why_explains_it() {
+    let deployment = Deployment::start(&[]);
+    let _exposed = deployment.expose("echo");
+    let why = |to: &str| deployment.admin(&["why", "provider", "--to", to]);
+    let (code, out, _) = why("api.example.com:443");
+    assert!(code == 3 && out.contains("no rule allows it"), "{out}");
+    let allow = ["policy", "allow", "provider", "--to", "*.example.com:443"];
+    let (code, out, err) = deployment.admin(&allow);
+    assert!(
+        code == 0 && out.contains("may open *.example.com:443"),
+        "{out}{err}"
+    );
+    let (code, out, _) = why("api.example.com:443");
+    assert!(
+        code == 0 && out.contains("matches `*.example.com:443`"),
+        "{out}"
+    );
+    for other in ["api.example.com:80", "example.com:443", "127.0.0.1:443"] {
+        assert_eq!(why(other).0, 3, "{other}");
+    }
+    let (_, listed, _) = deployment.admin(&["policy", "list"]);
+    assert!(listed.contains("*.example.com:443"), "{listed}");
+    let deny = ["policy", "deny", "*", "--to", "**.example.com"];
+    assert_eq!(deployment.admin(&deny).0, 0);
+    let (code, out, _) = why("api.example.com:443");
+    assert!(code == 3 && out.contains("denied by rule"), "{out}");
+    for wrong in [
+        &["why", "provider"][..],
+        &["why", "provider", "echo", "--to", "a.example:1"],
+        &["why", "provider", "--to", "127.1:80"],
+        &["policy", "allow", "provider"],
+        &["policy", "allow", "provider", "--to", "10.0.0.1/8"],
+    ] {
+        assert_eq!(deployment.admin(wrong).0, 2, "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_rule_that_expires_holds_until_then() {
     let deployment = Deployment::start(&["--closed"]);
     let _exposed = deployment.expose("echo");
