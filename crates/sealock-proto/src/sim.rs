@@ -10,6 +10,7 @@
 
 mod agent;
 mod check;
+mod clock;
 mod defect;
 mod link;
 mod opener;
@@ -19,4 +20,5 @@ mod relay;
 pub(crate) mod rng;
 pub(crate) mod tests;
 mod thief;
+mod trace;
 mod world;

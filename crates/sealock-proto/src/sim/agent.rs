@@ -8,11 +8,12 @@ use sealock_core::reason::Reason;
 use sealock_core::secret::Secret;
 
 use super::check::{self, Failure};
+use super::clock::Certificate;
 use super::defect::Defect;
 use super::link::{AGENT, Body, RELAY, decode};
 use super::plan::Micros;
 use super::rng::mix;
-use super::world::{Happening, OPENER, PROVIDER, Place, World, agent_id, small};
+use super::world::{Happening, OPENER, PROVIDER, Place, World, small};
 use crate::session::AgentEvent;
 use crate::stream::{Encoded, Epoch, Event, Frame, Read, Role, Stream, Ticket, TicketContext};
 use crate::wire::{Hello, Message, PROTOCOL_VERSION, SessionKind};
@@ -28,6 +29,7 @@ pub(super) struct Agent {
     pub(super) sessions: Vec<Option<usize>>,
     pub(super) dialing: Vec<bool>,
     pub(super) dials: Vec<u32>,
+    pub(super) certificate: Certificate,
     /// How many places for streams of others are taken.
     pub(super) places: usize,
 }
@@ -42,6 +44,7 @@ impl Agent {
             sessions: vec![None; relays],
             dialing: vec![true; relays],
             dials: vec![0; relays],
+            certificate: Certificate::issued(0),
             places: 0,
         }
     }
@@ -71,11 +74,13 @@ impl End {
     }
 }
 
-pub(super) fn service_of(agent: usize) -> ServiceName {
-    format!("svc-{agent}").parse().expect("a name")
-}
-
 impl World {
+    /// What an agent offers; the services of two tenants have the same names.
+    pub(super) fn service_of(&self, agent: usize) -> ServiceName {
+        let name = self.agent_id(agent).name;
+        format!("svc-of-{name}").parse().expect("a name")
+    }
+
     pub(super) fn new_end(&mut self, (stream, side): Place) -> End {
         let truth = &self.truths[stream];
         let (role, now) = match side {
@@ -87,8 +92,8 @@ impl World {
         secret[..8].copy_from_slice(&mix(stream as u64 ^ 0x7ea1).to_be_bytes());
         let context = TicketContext {
             stream: truth.id.0,
-            opener: agent_id(truth.agents[OPENER]),
-            accepter: agent_id(truth.agents[PROVIDER]),
+            opener: self.agent_id(truth.agents[OPENER]),
+            accepter: self.agent_id(truth.agents[PROVIDER]),
         };
         End {
             stream: Stream::new(now, role, self.plan.streams[stream].config[side]),
@@ -186,7 +191,7 @@ impl World {
         match event.map_err(|_| Failure::NoMessage)? {
             AgentEvent::Welcomed(_) => {
                 self.sessions[session].welcomed = true;
-                let names = [service_of(agent)];
+                let names = [self.service_of(agent)];
                 for message in self.sessions[session].agent_side.register(&names) {
                     self.send(session, true, Body::Control(message.encode()));
                 }
@@ -229,7 +234,8 @@ impl World {
                 },
             );
             // The next that the agent sends is answered by a reset.
-            let at = until + self.rng.upto(2 * self.plan.delay);
+            let most = 2 * self.plan.delay;
+            let at = until + self.rng(agent).upto(most);
             self.schedule(
                 at,
                 Happening::SessionLost {
@@ -292,7 +298,7 @@ impl World {
     // ---- legs
 
     fn leg_bytes(&mut self, leg: usize, side: usize, bytes: Bytes) -> Result<(), Failure> {
-        if side == OPENER && self.legs[leg].caller == self.plan.thief() {
+        if side == OPENER && self.plan.is_thief(self.legs[leg].caller) {
             return Ok(());
         }
         let was_taken = side == OPENER || self.legs[leg].attach_heard;
@@ -303,7 +309,7 @@ impl World {
         self.legs[leg].decoders[side].push(bytes);
         loop {
             let next = self.legs[leg].decoders[side].next();
-            let hostile = self.legs[leg].caller == self.plan.thief();
+            let hostile = self.plan.is_thief(self.legs[leg].caller);
             let frame = match next {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
@@ -363,7 +369,7 @@ impl World {
             return Ok(());
         }
         let place = (self.legs[leg].stream, side);
-        if side == OPENER && self.legs[leg].caller == self.plan.thief() {
+        if side == OPENER && self.plan.is_thief(self.legs[leg].caller) {
             return Ok(());
         }
         let (now, epoch) = (self.clock(), self.legs[leg].epoch);
@@ -491,8 +497,9 @@ impl World {
         self.pump(place)
     }
 
-    pub(super) fn spurious(&mut self, pick: usize) -> Result<(), Failure> {
-        let places: Vec<Place> = self.ends.keys().copied().collect();
+    pub(super) fn spurious(&mut self, tenant: usize, pick: usize) -> Result<(), Failure> {
+        let of = |place: &Place| self.plan.streams[place.0].tenant == tenant;
+        let places: Vec<Place> = self.ends.keys().copied().filter(of).collect();
         let Some(&place) = places.get(pick % places.len().max(1)) else {
             return Ok(());
         };

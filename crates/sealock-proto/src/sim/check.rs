@@ -1,4 +1,4 @@
-//! What must hold after every step, and at the end: K1 to K6, K7, K8, K9, K11, K12 and K13 of the test plan.
+//! What must hold after every step, and at the end: K1 to K9 and K11 to K13 of the test plan.
 
 use std::fmt;
 
@@ -49,6 +49,10 @@ pub(super) enum Failure {
     },
     /// K9: an agent has a session with a relay, and the relay does not find it.
     Directory { relay: usize, agent: usize },
+    /// K10: what a tenant saw depends on whether another one is there.
+    Observed { tenant: usize, by: usize },
+    /// A leg was let pass for an agent whose certificate had ended.
+    Uncertified { leg: usize },
     /// K11: a decision has not exactly one line in the audit.
     Audit { leg: usize, by: &'static str },
     /// K12: nothing will ever happen again, or not in time.
@@ -94,7 +98,7 @@ pub(super) fn after_step(world: &World) -> Result<(), Failure> {
         counters(world, stream)?;
         policy(world, stream, truth)?;
     }
-    for agent in world.plan.openers..world.plan.openers + world.plan.providers {
+    for agent in world.plan.tenants.iter().flat_map(|it| it.providers()) {
         places(world, agent)?;
     }
     directory(world)
@@ -270,6 +274,9 @@ pub(super) fn taken(world: &mut World, leg: usize) -> Result<(), Failure> {
     let (stream, epoch, by) = (known.stream, known.epoch, known.caller);
     if by != world.truths[stream].agents[OPENER] {
         return Err(Failure::Stolen { stream, by });
+    }
+    if !known.certified {
+        return Err(Failure::Uncertified { leg });
     }
     match world.taken.insert((stream, epoch), leg) {
         Some(other) if other != leg => Err(Failure::TwoLegs { stream, epoch }),

@@ -27,6 +27,14 @@ pub(super) enum Defect {
     RefusalUnaudited,
     /// The end of an agent's old session takes away what its new one has registered.
     FreshSessionRemoved,
+    /// A relay numbers the sessions of all tenants together, and says the number.
+    NumbersShared,
+    /// A relay finds a provider by the name of its service, whoever the caller's tenant is.
+    TenantsMixed,
+    /// A relay does not look at when the certificate behind a session ends.
+    CertificateUnchecked,
+    /// An agent's timers follow its wall clock.
+    TimersByWall,
     /// A leg that failed is dialled again at once, for ever.
     NoBackOff,
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use sealock_core::reason::Reason;
 
 use super::check::Failure;
+use super::clock::Certificate;
 use super::plan::{Micros, SECOND};
 use super::world::{Happening, OPENER, PROVIDER, World};
 use crate::session::{AgentSide, RelaySide};
@@ -47,6 +48,8 @@ pub(super) struct Session {
     pub(super) agent: usize,
     pub(super) relay: usize,
     pub(super) process: u32,
+    /// The one that the agent showed.
+    pub(super) certificate: Certificate,
     pub(super) alive: [bool; 2],
     pub(super) welcomed: bool,
     pub(super) agent_side: AgentSide,
@@ -96,6 +99,8 @@ pub(super) struct Leg {
     /// Each agent's own end: a closed end neither reads nor writes.
     pub(super) closed: [bool; 2],
     pub(super) relay_closed: bool,
+    /// Whether its caller's certificate was valid when the relay judged it.
+    pub(super) certified: bool,
     /// What a thief does with it.
     pub(super) stolen: u64,
     /// The provider has heard the leg's ATTACH.
@@ -134,9 +139,9 @@ impl World {
             Body::Head { leg, .. } | Body::Data { leg, .. } | Body::End { leg, .. } => *leg,
         };
         let mut delay = self.links[link].delay;
+        let (agent, percent) = (self.sessions[session].agent, self.plan.loss_percent);
         // Lost once or twice, and sent again when the other side missed it.
-        while self.plan.loss_percent > 0 && !self.healing && self.rng.chance(self.plan.loss_percent)
-        {
+        while percent > 0 && !self.healing && self.rng(agent).chance(percent) {
             delay += 2 * self.links[link].delay + 1;
         }
         let lanes = &mut self.sessions[session].lanes;
@@ -249,7 +254,9 @@ impl World {
         }
         known.dialing[relay] = false;
         let link = agent * self.plan.relays + relay;
-        let reachable = self.links[link].clogs == [0, 0] && self.relays[relay].is_up;
+        let reachable = self.links[link].clogs == [0, 0]
+            && self.relays[relay].is_up
+            && self.admits(relay, self.agents[agent].certificate);
         if !reachable {
             self.redial(agent, relay);
             return;
@@ -259,6 +266,7 @@ impl World {
             agent,
             relay,
             process,
+            certificate: self.agents[agent].certificate,
             alive: [true; 2],
             welcomed: false,
             agent_side: AgentSide::default(),
@@ -282,7 +290,7 @@ impl World {
         known.dials[relay] += 1;
         let process = known.process;
         // Jitter between agents, so that they do not come back all at once.
-        let at = self.now + wait / 2 + self.rng.upto(wait / 2);
+        let at = self.now + wait / 2 + self.rng(agent).upto(wait / 2);
         self.schedule(
             at,
             Happening::SessionDial {
@@ -299,7 +307,8 @@ impl World {
             return Ok(());
         }
         // Into a way that was given up, the word is not always said.
-        if self.chance(50) {
+        let agent = self.sessions[session].agent;
+        if self.rng(agent).chance(50) {
             self.send(session, end == AGENT, Body::Bye);
         } else {
             let at = self.now + self.plan.detect;
@@ -356,9 +365,10 @@ impl World {
         self.legs[leg].closed[side] = true;
     }
 
-    pub(super) fn kill_leg(&mut self, pick: usize) -> Result<(), Failure> {
+    pub(super) fn kill_leg(&mut self, tenant: usize, pick: usize) -> Result<(), Failure> {
         let live: Vec<usize> = (0..self.legs.len())
             .filter(|&leg| !self.legs[leg].relay_closed)
+            .filter(|&leg| self.plan.tenant_of(self.legs[leg].caller) == tenant)
             .collect();
         let Some(&leg) = live.get(pick % live.len().max(1)) else {
             return Ok(());

@@ -3,12 +3,11 @@
 use bytes::Bytes;
 use sealock_core::reason::Reason;
 
-use super::agent::service_of;
 use super::check::Failure;
 use super::defect::Defect;
 use super::link::{Body, Leg};
 use super::plan::{Micros, SECOND};
-use super::world::{Happening, OPENER, PROVIDER, World, agent_id, small};
+use super::world::{Happening, OPENER, PROVIDER, World, small};
 use crate::stream::{Decoder, Epoch, Role};
 use crate::wire::{Message, Open};
 
@@ -58,6 +57,7 @@ impl World {
     }
 
     fn back_off(&mut self, stream: usize) -> Micros {
+        let agent = self.truths[stream].agents[OPENER];
         let attempts = self
             .ends
             .get(&(stream, OPENER))
@@ -67,7 +67,7 @@ impl World {
         }
         let [first, most] = BACK_OFF;
         let pause = (first << (attempts - 1).min(10)).min(most);
-        pause / 2 + self.rng.upto(pause / 2)
+        pause / 2 + self.rng(agent).upto(pause / 2)
     }
 
     pub(super) fn dial_leg(&mut self, stream: usize, process: u32) -> Result<(), Failure> {
@@ -158,6 +158,7 @@ impl World {
             sessions: [Some(session), None],
             closed: [false; 2],
             relay_closed: false,
+            certified: false,
             stolen: 0,
             attach_heard: false,
             decoders: [Decoder::new(), Decoder::new()],
@@ -171,9 +172,9 @@ impl World {
         let open = Message::Open(Open {
             stream: self.truths[stream].id,
             epoch,
-            service: service_of(provider),
+            service: self.service_of(provider),
             // A later leg goes to the one who holds the other end, and to nobody else.
-            provider: (epoch > Epoch::FIRST).then(|| agent_id(provider).name),
+            provider: (epoch > Epoch::FIRST).then(|| self.agent_id(provider).name),
         });
         let message: Bytes = open.encode();
         self.send_on_leg(leg, OPENER, Body::Head { leg, message });
@@ -181,14 +182,14 @@ impl World {
 
     pub(super) fn opened(&mut self, leg: usize) -> Result<(), Failure> {
         // A thief says what it has prepared; an opener has said it early.
-        if self.legs[leg].caller == self.plan.thief() {
+        if self.plan.is_thief(self.legs[leg].caller) {
             return self.thief_goes_on(leg);
         }
         Ok(())
     }
 
     pub(super) fn refused(&mut self, leg: usize, reason: Reason) -> Result<(), Failure> {
-        if self.legs[leg].caller == self.plan.thief() {
+        if self.plan.is_thief(self.legs[leg].caller) {
             self.legs[leg].closed[OPENER] = true;
             return Ok(());
         }
@@ -224,11 +225,12 @@ impl World {
         }
     }
 
-    pub(super) fn move_leg(&mut self, pick: usize) -> Result<(), Failure> {
+    pub(super) fn move_leg(&mut self, tenant: usize, pick: usize) -> Result<(), Failure> {
         let live: Vec<usize> = self
             .ends
             .iter()
             .filter(|((_, side), end)| *side == OPENER && end.leg.is_some())
+            .filter(|((stream, _), _)| self.plan.streams[*stream].tenant == tenant)
             .map(|((stream, _), _)| *stream)
             .collect();
         let Some(&stream) = live.get(pick % live.len().max(1)) else {

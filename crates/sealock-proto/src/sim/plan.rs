@@ -1,8 +1,11 @@
 //! What one seed draws before its run: the fleet, its streams and the faults that will happen.
 
+use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
 
-use super::rng::Rng;
+use sealock_core::identity::AgentId;
+
+use super::rng::{Rng, mix};
 use crate::stream::StreamConfig;
 
 /// Microseconds of virtual time.
@@ -21,16 +24,21 @@ const PIECES: usize = 30;
 const LAST_START: Micros = 20 * SECOND;
 const LONGEST_FAULT: Micros = 20 * SECOND;
 
+const HOUR: i64 = 3_600 * 1_000_000;
+/// How far a clock is wrong: an hour of summer time, and ten years after a battery was empty.
+const CLOCK_STEPS: [i64; 4] = [HOUR, -HOUR, 87_660 * HOUR, -87_660 * HOUR];
+
 // The numbers of `Plan::fault`; the last two are legs that break.
-const KINDS: u64 = 12;
+const KINDS: u64 = 14;
+// Two tenants cost twice, and most of what can go wrong goes wrong within one.
+const TWO_TENANTS_PERCENT: u64 = 25;
 
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub(super) openers: usize,
-    pub(super) providers: usize,
+    pub(super) tenants: Vec<Tenant>,
     pub(super) relays: usize,
     pub(super) streams: Vec<StreamPlan>,
-    pub(super) faults: Vec<(Micros, Fault)>,
+    pub(super) faults: Vec<Planned>,
     /// When the liveness phase begins.
     pub(super) heal_at: Micros,
     /// The one-way delay of each link, and what a lost packet adds.
@@ -46,8 +54,26 @@ pub(super) struct Plan {
     pub(super) outlasts: bool,
 }
 
+/// The agents of one tenant: openers first, then providers, and a thief as the last one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tenant {
+    number: usize,
+    first: usize,
+    openers: usize,
+    providers: usize,
+}
+
+/// A fault, when it comes, and whose it is: a tenant that is not there has none, but relays are everybody's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planned {
+    pub(super) at: Micros,
+    pub(super) tenant: usize,
+    pub(super) fault: Fault,
+}
+
 #[derive(Debug)]
 pub(super) struct StreamPlan {
+    pub(super) tenant: usize,
     pub(super) opener: usize,
     pub(super) provider: usize,
     pub(super) starts_at: Micros,
@@ -100,15 +126,62 @@ pub(super) enum Fault {
     Spurious { pick: usize },
     /// A hostile agent, or relay, wants a stream of others.
     Thief { pick: usize, kind: u64 },
+    /// An agent's certificate ends, and nobody renews it for a while.
+    CertificateEnds { agent: usize, lasts: Micros },
+    /// The wall clock of a relay or an agent is wrong for a while.
+    ClockStep { node: Node, by: i64, lasts: Micros },
+}
+
+/// Who has a clock of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Node {
+    Relay(usize),
+    Agent(usize),
 }
 
 impl Plan {
-    pub(super) fn draw(rng: &mut Rng) -> Self {
-        let openers = 1 + rng.size(2);
-        let providers = 1 + rng.size(1);
-        let relays = 1 + rng.size(1);
+    /// The plan of a seed, and what each tenant draws from while it runs: what one does never moves another's chances.
+    pub(super) fn draw(seed: u64) -> (Self, Vec<Rng>) {
+        let mut rng = Rng::new(seed);
+        let count = if rng.chance(TWO_TENANTS_PERCENT) {
+            2
+        } else {
+            1
+        };
+        let mut plan = Self {
+            tenants: Vec::new(),
+            relays: 1 + rng.size(1),
+            streams: Vec::new(),
+            faults: Vec::new(),
+            heal_at: LAST_START + 10 * SECOND,
+            delay: 1 + rng.scaled(SECOND / 2),
+            loss_percent: if rng.chance(50) { rng.upto(40) } else { 0 },
+            detect: SECOND + rng.upto(3 * SECOND),
+            parked_limit: 1 + rng.size(5),
+            transport: 1 + rng.size(8_191),
+            outlasts: rng.chance(5),
+        };
         let tiny = rng.chance(20);
-        let outlasts = rng.chance(5);
+        let draws = (0..count).map(|number| {
+            let mut rng = Rng::new(mix(seed ^ mix(number as u64)));
+            plan.add_tenant(&mut rng, number, tiny);
+            rng
+        });
+        let draws = draws.collect();
+        plan.faults.sort_by_key(|planned| planned.at);
+        let ends = plan.faults.iter().map(|it| it.at + it.fault.lasts());
+        plan.heal_at = ends.fold(plan.heal_at, Micros::max);
+        (plan, draws)
+    }
+
+    fn add_tenant(&mut self, rng: &mut Rng, number: usize, tiny: bool) {
+        let tenant = Tenant {
+            number,
+            first: self.agents(),
+            openers: 1 + rng.size(2),
+            providers: 1 + rng.size(1),
+        };
+        self.tenants.push(tenant);
         let streams = (0..=rng.size(4)).map(|_| {
             let mut apps = [(); 2].map(|()| app(rng, tiny));
             // What one side writes the other reads in so many pieces at most.
@@ -117,62 +190,41 @@ impl Plan {
             }
             let bytes = apps[0].total.max(apps[1].total);
             StreamPlan {
-                opener: rng.size(openers - 1),
-                provider: openers + rng.size(providers - 1),
+                tenant: number,
+                opener: tenant.opener(rng),
+                provider: tenant.provider(rng),
                 starts_at: rng.upto(LAST_START),
                 config: config(rng, tiny, bytes),
                 apps,
             }
         });
-        let streams = streams.collect();
-        let mut plan = Self {
-            openers,
-            providers,
-            relays,
-            streams,
-            faults: Vec::new(),
-            heal_at: 0,
-            delay: 1 + rng.scaled(SECOND / 2),
-            loss_percent: if rng.chance(50) { rng.upto(40) } else { 0 },
-            detect: SECOND + rng.upto(3 * SECOND),
-            parked_limit: 1 + rng.size(5),
-            transport: 1 + rng.size(8_191),
-            outlasts,
-        };
-        plan.draw_faults(rng);
-        plan
-    }
-
-    /// The thief comes last.
-    pub(super) fn agents(&self) -> usize {
-        self.openers + self.providers + 1
-    }
-
-    pub(super) fn thief(&self) -> usize {
-        self.openers + self.providers
-    }
-
-    fn draw_faults(&mut self, rng: &mut Rng) {
+        self.streams.extend(streams);
         // Which kinds there are at all is drawn first: a rare pair of faults needs runs without the others.
         let kinds: Vec<u64> = (0..KINDS).filter(|_| rng.chance(45)).collect();
         let count = if kinds.is_empty() { 0 } else { rng.size(24) };
         for _ in 0..count {
             let at = rng.upto(SAFETY);
             let kind = kinds[rng.size(kinds.len() - 1)];
-            let fault = self.fault(rng, kind);
-            self.faults.push((at, fault));
+            let fault = self.fault(rng, tenant, kind);
+            let tenant = number;
+            self.faults.push(Planned { at, tenant, fault });
         }
-        self.faults.sort_by_key(|(at, _)| *at);
-        let longest = self
-            .faults
-            .iter()
-            .map(|(at, fault)| at + fault.lasts())
-            .max();
-        self.heal_at = longest.unwrap_or(0).max(LAST_START + 10 * SECOND);
     }
 
-    fn fault(&self, rng: &mut Rng, kind: u64) -> Fault {
-        let honest = self.openers + self.providers - 1;
+    pub(super) fn agents(&self) -> usize {
+        self.tenants.last().map_or(0, |last| last.thief() + 1)
+    }
+
+    pub(super) fn tenant_of(&self, agent: usize) -> usize {
+        let its = |tenant: &Tenant| agent <= tenant.thief();
+        self.tenants.iter().position(its).unwrap_or_default()
+    }
+
+    pub(super) fn is_thief(&self, agent: usize) -> bool {
+        self.tenants.iter().any(|tenant| tenant.thief() == agent)
+    }
+
+    fn fault(&self, rng: &mut Rng, tenant: Tenant, kind: u64) -> Fault {
         let lasts = if self.outlasts && rng.chance(50) {
             1 + rng.upto(150 * SECOND)
         } else {
@@ -182,10 +234,11 @@ impl Plan {
                 rng.upto(LONGEST_FAULT)
             }
         };
+        let short = lasts.min(LONGEST_FAULT);
         let pick = rng.size(1_000);
         match kind {
             0 | 1 => Fault::Clog {
-                agent: rng.size(honest),
+                agent: tenant.honest(rng),
                 relay: rng.size(self.relays - 1),
                 ways: [[true, true], [true, false], [false, true]][rng.size(2)],
                 lasts,
@@ -196,38 +249,101 @@ impl Plan {
                 persisted: rng.chance(50),
             },
             3 => Fault::AgentPause {
-                agent: rng.size(honest),
-                lasts: lasts.min(LONGEST_FAULT),
+                agent: tenant.honest(rng),
+                lasts: short,
             },
             4 => Fault::AgentCrash {
-                agent: rng.size(honest),
-                lasts: lasts.min(LONGEST_FAULT),
+                agent: tenant.honest(rng),
+                lasts: short,
             },
             5 => Fault::PolicyFlip {
-                caller: rng.size(self.openers - 1),
-                provider: self.openers + rng.size(self.providers - 1),
-                lasts: lasts.min(LONGEST_FAULT),
+                caller: tenant.opener(rng),
+                provider: tenant.provider(rng),
+                lasts: short,
             },
             6 => Fault::Move { pick },
             7 => Fault::Spurious { pick },
-            9 => Fault::GoAway { pick },
             8 => Fault::Thief {
                 pick,
-                kind: rng.upto(4),
+                kind: rng.upto(5),
+            },
+            9 => Fault::GoAway { pick },
+            10 => Fault::CertificateEnds {
+                agent: tenant.honest(rng),
+                lasts: short,
+            },
+            11 => Fault::ClockStep {
+                node: if rng.chance(50) {
+                    Node::Relay(rng.size(self.relays - 1))
+                } else {
+                    Node::Agent(tenant.honest(rng))
+                },
+                by: CLOCK_STEPS[rng.size(CLOCK_STEPS.len() - 1)],
+                lasts: short,
             },
             _ => Fault::KillLeg { pick },
         }
     }
 }
 
+impl Tenant {
+    pub(super) fn thief(self) -> usize {
+        self.first + self.openers + self.providers
+    }
+
+    pub(super) fn agents(self) -> RangeInclusive<usize> {
+        self.first..=self.thief()
+    }
+
+    pub(super) fn providers(self) -> Range<usize> {
+        self.first + self.openers..self.thief()
+    }
+
+    /// An agent as its own tenant names it: the names of two tenants are the same ones.
+    pub(super) fn agent_id(self, agent: usize) -> AgentId {
+        AgentId {
+            tenant: format!("tenant-{}", self.number).parse().expect("a label"),
+            name: format!("agent-{}", agent - self.first)
+                .parse()
+                .expect("a label"),
+        }
+    }
+
+    fn opener(self, rng: &mut Rng) -> usize {
+        self.first + rng.size(self.openers - 1)
+    }
+
+    fn provider(self, rng: &mut Rng) -> usize {
+        self.first + self.openers + rng.size(self.providers - 1)
+    }
+
+    fn honest(self, rng: &mut Rng) -> usize {
+        self.first + rng.size(self.openers + self.providers - 1)
+    }
+}
+
 impl Fault {
+    /// Whether it strikes a relay, and so everybody.
+    pub(super) fn is_of_relay(self) -> bool {
+        matches!(
+            self,
+            Self::RelayCrash { .. }
+                | Self::ClockStep {
+                    node: Node::Relay(_),
+                    ..
+                }
+        )
+    }
+
     pub(super) fn lasts(self) -> Micros {
         match self {
             Self::Clog { lasts, .. }
             | Self::RelayCrash { lasts, .. }
             | Self::AgentPause { lasts, .. }
             | Self::AgentCrash { lasts, .. }
-            | Self::PolicyFlip { lasts, .. } => lasts,
+            | Self::PolicyFlip { lasts, .. }
+            | Self::CertificateEnds { lasts, .. }
+            | Self::ClockStep { lasts, .. } => lasts,
             Self::KillLeg { .. }
             | Self::Move { .. }
             | Self::GoAway { .. }

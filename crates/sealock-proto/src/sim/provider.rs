@@ -6,7 +6,7 @@ use super::check::{self, Failure};
 use super::defect::Defect;
 use super::link::Body;
 use super::plan::{Micros, SECOND};
-use super::world::{Happening, OPENER, PROVIDER, Place, World, agent_of};
+use super::world::{Happening, OPENER, PROVIDER, Place, World};
 use crate::stream::{Attach, AttachError, Epoch, Frame, Role};
 use crate::wire::{Incoming, Message};
 
@@ -24,7 +24,7 @@ impl World {
                 let at = self.now + ATTACH_TIMEOUT;
                 self.schedule(at, Happening::LegTimeout { leg, end });
                 let agent = self.legs[leg].provider.unwrap_or_default();
-                Message::Opened(super::world::agent_id(agent).name)
+                Message::Opened(self.agent_id(agent).name)
             }
             Err(reason) => {
                 self.decided(leg, "provider", Some(reason));
@@ -41,9 +41,11 @@ impl World {
     }
 
     fn verdict_on_offer(&self, leg: usize, incoming: &Incoming) -> Result<(), Reason> {
-        let stream = self.stream_of(incoming.stream).ok_or(Reason::PeerLost)?;
-        let agent = self.truths[stream].agents[PROVIDER];
-        let caller = agent_of(incoming.caller.name.as_str()).ok_or(Reason::ProtocolViolation)?;
+        let agent = self.legs[leg].provider.ok_or(Reason::Internal)?;
+        let stream = self.stream_of(incoming.stream, agent);
+        let stream = stream.ok_or(Reason::PeerLost)?;
+        let caller = self.agent_of(&incoming.caller);
+        let caller = caller.ok_or(Reason::ProtocolViolation)?;
         let known = self.ends.get(&(stream, PROVIDER));
         let judged_before = known.is_some() && self.has(Defect::PolicyOnce);
         if !judged_before && self.is_denied(agent, (caller, agent)) {
@@ -169,12 +171,12 @@ impl World {
         self.pump(place)
     }
 
-    pub(super) fn go_away(&mut self, pick: usize) -> Result<(), Failure> {
+    pub(super) fn go_away(&mut self, tenant: usize, pick: usize) -> Result<(), Failure> {
         let live: Vec<Place> = self
             .ends
             .keys()
             .copied()
-            .filter(|place| place.1 == PROVIDER)
+            .filter(|place| place.1 == PROVIDER && self.plan.streams[place.0].tenant == tenant)
             .collect();
         let Some(&place) = live.get(pick % live.len().max(1)) else {
             return Ok(());

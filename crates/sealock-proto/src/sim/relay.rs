@@ -6,12 +6,11 @@ use bytes::Bytes;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 
-use super::agent::service_of;
 use super::check::Failure;
 use super::defect::Defect;
-use super::link::{AGENT, Body, RELAY, decode};
+use super::link::{AGENT, Body, RELAY, Session, decode};
 use super::plan::SECOND;
-use super::world::{Happening, OPENER, PROVIDER, World, agent_id};
+use super::world::{Happening, OPENER, PROVIDER, World};
 use crate::session::RelayEvent;
 use crate::stream::Epoch;
 use crate::wire::{Incoming, Message, Open, Services, Welcome};
@@ -19,6 +18,8 @@ use crate::wire::{Incoming, Message, Open, Services, Welcome};
 #[derive(Debug)]
 pub(super) struct Relay {
     pub(super) is_up: bool,
+    /// How far its wall clock is off.
+    pub(super) wall: i64,
     pub(super) sessions: BTreeSet<usize>,
     /// Each agent's newest session.
     pub(super) by_agent: BTreeMap<usize, usize>,
@@ -28,6 +29,7 @@ impl Default for Relay {
     fn default() -> Self {
         Self {
             is_up: true,
+            wall: 0,
             sessions: BTreeSet::new(),
             by_agent: BTreeMap::new(),
         }
@@ -62,6 +64,13 @@ impl World {
         }
     }
 
+    // An agent counts its own sessions alone: a count over all of them would tell it what the others do.
+    fn number_of(&self, session: usize) -> u64 {
+        let agent = self.sessions[session].agent;
+        let counted = |other: &&Session| self.has(Defect::NumbersShared) || other.agent == agent;
+        self.sessions[..session].iter().filter(counted).count() as u64
+    }
+
     /// Which end of a leg this session is.
     pub(super) fn side_of(&self, leg: usize, session: usize) -> usize {
         if self.legs[leg].sessions[OPENER] == Some(session) {
@@ -80,7 +89,7 @@ impl World {
         match event.map_err(|_| Failure::NoMessage)? {
             RelayEvent::Greeted(_) => {
                 let welcome = Message::Welcome(Welcome {
-                    session: session as u64,
+                    session: self.number_of(session),
                 });
                 self.send(session, false, Body::Control(welcome.encode()));
                 // The newest session of an agent is the agent; the older one is told so.
@@ -137,6 +146,7 @@ impl World {
 
     // Each leg is judged anew, and each judgement is one line of the audit.
     fn judge_open(&mut self, leg: usize, open: &Open) {
+        self.legs[leg].certified = self.is_certified(leg);
         let verdict = self.verdict_on_open(leg, &open.service);
         self.decided(leg, "relay", verdict.err());
         let session = match verdict {
@@ -164,7 +174,7 @@ impl World {
             stream: open.stream,
             epoch: open.epoch,
             service: open.service.clone(),
-            caller: agent_id(self.legs[leg].asserted),
+            caller: self.agent_id(self.legs[leg].asserted),
         });
         let message = incoming.encode();
         self.send(session, false, Body::Head { leg, message });
@@ -172,8 +182,18 @@ impl World {
 
     fn verdict_on_open(&self, leg: usize, service: &ServiceName) -> Result<usize, Reason> {
         let relay = self.legs[leg].relay;
-        let provider = (0..self.agents.len()).find(|&agent| service_of(agent) == *service);
+        let tenant = self.tenant_of(self.legs[leg].asserted);
+        let everybody = self.plan.tenants.iter().flat_map(|tenant| tenant.agents());
+        let mut candidates: Box<dyn Iterator<Item = usize>> = if self.has(Defect::TenantsMixed) {
+            Box::new(everybody)
+        } else {
+            Box::new(tenant.agents())
+        };
+        let provider = candidates.find(|&agent| self.service_of(agent) == *service);
         let provider = provider.ok_or(Reason::NoProvider)?;
+        if !self.legs[leg].certified && !self.has(Defect::CertificateUnchecked) {
+            return Err(Reason::NotAdmitted);
+        }
         let pair = (self.legs[leg].asserted, provider);
         let judged_before = self.legs[leg].epoch > Epoch::FIRST && self.has(Defect::PolicyOnce);
         if !judged_before && self.policy.views[relay].contains(&pair) {
@@ -245,8 +265,9 @@ impl World {
         self.relays[relay].by_agent.clear();
         for session in std::mem::take(&mut self.relays[relay].sessions) {
             self.sessions[session].alive[RELAY] = false;
+            let agent = self.sessions[session].agent;
             // Without the keys nobody tells the agents; with them the new process does, when it is there.
-            if !persisted || self.chance(50) {
+            if !persisted || self.rng(agent).chance(50) {
                 let at = self.now + self.plan.detect;
                 self.schedule(
                     at,
@@ -268,11 +289,12 @@ impl World {
         if !persisted {
             return;
         }
-        // The next keep-alive is answered by a stateless reset.
-        let at = self.now + SECOND / 4 + self.rng.upto(2 * self.plan.delay);
         for session in 0..self.sessions.len() {
             let known = &self.sessions[session];
             if known.relay == relay && known.alive == [true, false] {
+                let (agent, most) = (known.agent, 2 * self.plan.delay);
+                // The next keep-alive is answered by a stateless reset.
+                let at = self.now + SECOND / 4 + self.rng(agent).upto(most);
                 self.schedule(
                     at,
                     Happening::SessionLost {

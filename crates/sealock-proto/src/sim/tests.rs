@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::check::Failure;
 use super::defect::Defect;
-use super::world::{Stats, faults_of, run};
+use super::world::{Stats, faults_of, run, run_apart};
 
 /// How many in all, when SIM_SEEDS does not say.
 const SEEDS: u64 = 12_000;
@@ -13,6 +13,8 @@ pub(crate) const STREAMS: u64 = 32_000;
 const QUARTER: u64 = 1 << 48;
 // 1 in so many runs twice.
 const TWICE: u64 = 50;
+// 1 in so many runs without each of its tenants, if it has two.
+const APART: u64 = 10;
 /// Within so many seeds every planted defect shows.
 const BANK: u64 = 1_000;
 
@@ -65,6 +67,15 @@ fn run_clean(seed: u64) -> Stats {
     }
 }
 
+/// K10: no tenant sees of another one whether it is there. Says how many were looked at.
+fn run_each_apart(seed: u64) -> usize {
+    run_apart(seed, None).unwrap_or_else(|failure| {
+        panic!(
+            "seed {seed:#x}: {failure}; replay: SIM_SEED={seed:#x} cargo nextest run -p sealock-proto replay --no-capture"
+        )
+    })
+}
+
 /// The faults without which the same kind of failure does not come: each one is left out in turn.
 fn shrunk(seed: u64, defect: Option<Defect>, failure: &Failure) -> Vec<String> {
     let faults = faults_of(seed);
@@ -88,7 +99,7 @@ fn shrunk(seed: u64, defect: Option<Defect>, failure: &Failure) -> Vec<String> {
 fn run_quarter(quarter: u64) {
     let asked = from_environment("SIM_SEEDS");
     let count = asked.unwrap_or(SEEDS) / 4;
-    let mut total = Stats::default();
+    let (mut total, mut apart) = (Stats::default(), 0);
     for index in 0..count {
         let seed = quarter * QUARTER + index;
         let stats = run_clean(seed);
@@ -99,6 +110,9 @@ fn run_quarter(quarter: u64) {
                 "seed {seed:#x} is not deterministic"
             );
         }
+        if index % APART == 0 {
+            apart += run_each_apart(seed);
+        }
         total.streams += stats.streams;
         total.done += stats.done;
         total.resumes += stats.resumes;
@@ -106,7 +120,7 @@ fn run_quarter(quarter: u64) {
         total.thefts += stats.thefts;
         total.steps += stats.steps;
     }
-    eprintln!("{count} seeds: {total:?}");
+    eprintln!("{count} seeds, {apart} tenants apart: {total:?}");
     assert!(
         asked.is_some() || 4 * total.streams >= STREAMS,
         "{} streams in a quarter of the seeds",
@@ -114,6 +128,10 @@ fn run_quarter(quarter: u64) {
     );
     assert!(2 * total.done > total.streams, "most streams end cleanly");
     assert!(total.resumes > count / 2 && total.thefts > count / 20);
+    assert!(
+        apart as u64 > count / 100,
+        "tenants are looked at beside another one and without"
+    );
 }
 
 #[test]
@@ -140,9 +158,11 @@ fn a_fleet_keeps_its_streams_fourth_quarter_of_the_seeds() {
 fn replays_the_found_seeds_of_the_fleet_and_the_one_in_the_environment() {
     for seed in seeds_of(include_str!("seeds.txt")) {
         run_clean(seed);
+        run_each_apart(seed);
     }
     let seed = from_environment("SIM_SEED").unwrap_or(1);
     assert_eq!(run_clean(seed), run_clean(seed), "a replay is exact");
+    run_each_apart(seed);
 }
 
 #[expect(clippy::print_stderr, reason = "shows how soon the defect is found")]
@@ -259,5 +279,40 @@ fn finds_an_old_session_that_takes_the_new_one_along() {
 fn finds_an_opener_that_dials_without_a_pause() {
     finds(Defect::NoBackOff, |failure| {
         matches!(failure, Failure::Dials { .. })
+    });
+}
+
+#[expect(clippy::print_stderr, reason = "shows how soon the defect is found")]
+fn finds_apart(defect: Defect) {
+    let found = (0..BANK).find_map(|seed| Some((seed, run_apart(seed, Some(defect)).err()?)));
+    let (seed, failure) = found.unwrap_or_else(|| panic!("{defect:?} stays hidden"));
+    eprintln!("{defect:?} is found at seed {seed}: {failure}");
+    assert!(
+        matches!(failure, Failure::Observed { .. }),
+        "{defect:?} shows as {failure}"
+    );
+}
+
+#[test]
+fn finds_a_number_that_tells_a_tenant_how_busy_the_others_are() {
+    finds_apart(Defect::NumbersShared);
+}
+
+#[test]
+fn finds_a_service_of_another_tenant_taken_for_ones_own() {
+    finds_apart(Defect::TenantsMixed);
+}
+
+#[test]
+fn finds_a_leg_let_pass_with_a_certificate_that_has_ended() {
+    finds(Defect::CertificateUnchecked, |failure| {
+        matches!(failure, Failure::Uncertified { .. })
+    });
+}
+
+#[test]
+fn finds_a_stream_that_waits_by_the_time_of_day() {
+    finds(Defect::TimersByWall, |failure| {
+        matches!(failure, Failure::Verdicts { .. })
     });
 }

@@ -6,40 +6,50 @@ use sealock_core::secret::Secret;
 use super::agent::End;
 use super::check::Failure;
 use super::link::Body;
-use super::world::{OPENER, PROVIDER, World, agent_id};
+use super::world::{OPENER, PROVIDER, World};
 use crate::stream::{Attach, Encoded, Epoch, Frame, Proof, Role, Ticket, TicketContext};
+
+/// A stream of another tenant, at a relay that is honest.
+const FOREIGN: u64 = 5;
 
 impl World {
     /// Opens a leg of somebody else's stream.
-    pub(super) fn steal(&mut self, pick: usize, kind: u64) -> Result<(), Failure> {
-        let live: Vec<usize> = self
-            .ends
-            .keys()
-            .filter(|(_, side)| *side == PROVIDER)
-            .map(|(stream, _)| *stream)
-            .collect();
-        let thief = self.plan.thief();
+    pub(super) fn steal(&mut self, tenant: usize, pick: usize, kind: u64) -> Result<(), Failure> {
+        let foreign = kind == FOREIGN;
+        let aims: Vec<usize> = if foreign {
+            // A guess: what is there of another tenant a thief cannot know.
+            let streams = 0..self.truths.len();
+            streams
+                .filter(|&stream| self.plan.streams[stream].tenant != tenant)
+                .collect()
+        } else {
+            let live = self.ends.keys().filter(|(_, side)| *side == PROVIDER);
+            let live = live.map(|(stream, _)| *stream);
+            live.filter(|&stream| self.plan.streams[stream].tenant == tenant)
+                .collect()
+        };
+        let thief = self.plan.tenants[tenant].thief();
         let usable = self.usable_sessions(thief);
         let (Some(&stream), Some(&session)) = (
-            live.get(pick % live.len().max(1)),
+            aims.get(pick % aims.len().max(1)),
             usable.get(pick % usable.len().max(1)),
         ) else {
             return Ok(());
         };
-        let Some(end) = self.ends.get(&(stream, PROVIDER)) else {
-            return Ok(());
+        let current = match self.ends.get(&(stream, PROVIDER)) {
+            Some(end) if !foreign => end.stream.epoch(),
+            _ => Epoch::FIRST,
         };
-        let current = end.stream.epoch();
         let epoch = match kind {
             // The same leg once more.
             0 => current,
-            _ => Epoch(current.0 + 1 + u32::from(self.chance(30))),
+            _ => Epoch(current.0 + 1 + u32::from(self.rng(thief).chance(30))),
         };
         self.stats.thefts += 1;
         let leg = self.legs.len();
         self.legs.push(self.new_leg(stream, epoch, thief, session));
         // A relay of the thief's says that the stream's own opener is calling.
-        if kind != 1 {
+        if kind != 1 && !foreign {
             self.legs[leg].asserted = self.truths[stream].agents[OPENER];
         }
         self.legs[leg].stolen = kind;
@@ -84,8 +94,8 @@ impl World {
         let truth = &self.truths[stream];
         let context = TicketContext {
             stream: truth.id.0,
-            opener: agent_id(truth.agents[OPENER]),
-            accepter: agent_id(truth.agents[PROVIDER]),
+            opener: self.agent_id(truth.agents[OPENER]),
+            accepter: self.agent_id(truth.agents[PROVIDER]),
         };
         Ticket::new(Secret::new([0x66; 32]), context).prove(Role::Opener, epoch)
     }

@@ -12,7 +12,7 @@ use super::agent::{Agent, End};
 use super::check::{self, Failure};
 use super::defect::Defect;
 use super::link::{Leg, Link, Packet, Session};
-use super::plan::{Fault, Micros, Plan, SECOND};
+use super::plan::{Fault, Micros, Plan, Planned, SECOND, Tenant};
 use super::relay::Relay;
 use super::rng::{Rng, mix, pattern};
 use crate::stream::{Epoch, Proof};
@@ -131,7 +131,8 @@ pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) defect: Option<Defect>,
     pub(super) now: Micros,
-    pub(super) rng: Rng,
+    /// What each tenant draws from.
+    rngs: Vec<Rng>,
     pub(super) agents: Vec<Agent>,
     pub(super) relays: Vec<Relay>,
     pub(super) links: Vec<Link>,
@@ -152,10 +153,13 @@ pub(super) struct World {
     pub(super) next_packet: u64,
     pub(super) stats: Stats,
     skipped: BTreeSet<usize>,
+    /// A tenant that is not there.
+    absent: Option<usize>,
     origin: Instant,
     queue: BinaryHeap<Reverse<(Micros, u64, Happening)>>,
     order: u64,
-    trace: u64,
+    /// What each tenant saw.
+    pub(super) traces: Vec<u64>,
 }
 
 /// What a run did, for the tester to see that it did something.
@@ -183,17 +187,46 @@ pub(super) fn run(
     world.begin();
     world.run()?;
     check::at_the_end(&world)?;
+    let trace = world
+        .traces
+        .iter()
+        .fold(seed, |sum, trace| mix(sum ^ trace));
     let done = |truth: &&Truth| truth.sides[OPENER].verdict == Some(Ok(()));
     Ok(Stats {
         done: world.truths.iter().filter(done).count() as u64,
-        trace: world.trace,
+        trace,
         ..world.stats
     })
 }
 
+/// K10: runs a seed as it is, and again without each tenant: what the others see is the same. Says how many others
+/// there were.
+pub(super) fn run_apart(seed: u64, defect: Option<Defect>) -> Result<usize, Failure> {
+    let traces = |absent| {
+        let mut world = World::new(seed, defect, BTreeSet::new());
+        world.absent = absent;
+        world.begin();
+        world.run()?;
+        Ok(world.traces)
+    };
+    let tenants = Plan::draw(seed).0.tenants.len();
+    if tenants == 1 {
+        return Ok(0);
+    }
+    let together = traces(None)?;
+    for absent in 0..tenants {
+        let apart = traces(Some(absent))?;
+        let seen = (0..tenants).find(|&other| other != absent && together[other] != apart[other]);
+        if let Some(by) = seen {
+            return Err(Failure::Observed { tenant: absent, by });
+        }
+    }
+    Ok(tenants)
+}
+
 /// The faults that a seed draws.
-pub(super) fn faults_of(seed: u64) -> Vec<(Micros, Fault)> {
-    Plan::draw(&mut Rng::new(seed)).faults
+pub(super) fn faults_of(seed: u64) -> Vec<Planned> {
+    Plan::draw(seed).0.faults
 }
 
 #[expect(
@@ -206,11 +239,13 @@ fn origin() -> Instant {
 
 impl World {
     fn new(seed: u64, defect: Option<Defect>, skipped: BTreeSet<usize>) -> Self {
-        let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let (plan, mut rngs) = Plan::draw(seed);
         let agents = (0..plan.agents()).map(|_| Agent::new(plan.relays));
         let links = (0..plan.agents() * plan.relays)
-            .map(|_| Link::new(1 + rng.upto(plan.delay)))
+            .map(|link| {
+                let rng = &mut rngs[plan.tenant_of(link / plan.relays)];
+                Link::new(1 + rng.upto(plan.delay))
+            })
             .collect();
         let nodes = plan.relays + plan.agents();
         let truths = plan.streams.iter().enumerate().map(|(index, stream)| {
@@ -223,7 +258,7 @@ impl World {
                 ..TrueSide::default()
             };
             Truth {
-                id: id_of(seed, index),
+                id: id_of(seed, index_within(&plan, index)),
                 agents: [stream.opener, stream.provider],
                 sides: [side(OPENER), side(PROVIDER)],
                 attached: false,
@@ -234,7 +269,7 @@ impl World {
         Self {
             defect,
             now: 0,
-            rng,
+            rngs,
             agents: agents.collect(),
             relays: (0..plan.relays).map(|_| Relay::default()).collect(),
             links,
@@ -256,19 +291,23 @@ impl World {
             next_packet: 0,
             stats: Stats::default(),
             skipped,
+            absent: None,
             origin: origin(),
             queue: BinaryHeap::new(),
             order: 0,
-            trace: seed,
+            traces: vec![seed; plan.tenants.len()],
             plan,
         }
     }
 
     fn begin(&mut self) {
         for agent in 0..self.agents.len() {
+            if self.absent == Some(self.plan.tenant_of(agent)) {
+                continue;
+            }
             for relay in 0..self.plan.relays {
                 let process = self.agents[agent].process;
-                let at = self.rng.upto(SECOND / 10);
+                let at = self.rng(agent).upto(SECOND / 10);
                 self.schedule(
                     at,
                     Happening::SessionDial {
@@ -280,13 +319,17 @@ impl World {
             }
         }
         for stream in 0..self.truths.len() {
+            if self.absent == Some(self.plan.streams[stream].tenant) {
+                continue;
+            }
             // When most agents have said what they offer.
             let at = SECOND + 8 * self.plan.delay + self.plan.streams[stream].starts_at;
             self.schedule(at, Happening::StreamStart { stream });
         }
-        for (index, (at, _)) in self.plan.faults.clone().into_iter().enumerate() {
-            if !self.skipped.contains(&index) {
-                self.schedule(at, Happening::Fault { index });
+        for (index, planned) in self.plan.faults.clone().into_iter().enumerate() {
+            let elsewhere = self.absent == Some(planned.tenant) && !planned.fault.is_of_relay();
+            if !elsewhere && !self.skipped.contains(&index) {
+                self.schedule(planned.at, Happening::Fault { index });
             }
         }
         self.schedule(self.plan.heal_at, Happening::Heal);
@@ -307,8 +350,9 @@ impl World {
         u64::try_from(since.div_ceil(1_000)).expect("virtual time is short")
     }
 
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
-        self.rng.chance(percent)
+    /// What happens to an agent by chance is drawn from here.
+    pub(super) fn rng(&mut self, agent: usize) -> &mut Rng {
+        &mut self.rngs[self.plan.tenant_of(agent)]
     }
 
     pub(super) fn has(&self, defect: Defect) -> bool {
@@ -338,9 +382,17 @@ impl World {
 
     // Everything is over when everything is healed, all streams ran, and all maps are empty.
     fn is_over(&self) -> bool {
-        self.healing
-            && self.ends.is_empty()
-            && self.truths.iter().all(|truth| truth.sides[OPENER].begun)
+        (0..self.plan.tenants.len()).all(|tenant| self.has_ended(tenant))
+    }
+
+    pub(super) fn has_ended(&self, tenant: usize) -> bool {
+        let of = |stream: usize| self.plan.streams[stream].tenant == tenant;
+        let all_ran = || {
+            let mut truths = self.truths.iter().enumerate();
+            truths.all(|(stream, truth)| !of(stream) || truth.sides[OPENER].begun)
+        };
+        let none_left = || !self.ends.keys().any(|&(stream, _)| of(stream));
+        self.absent == Some(tenant) || (self.healing && none_left() && all_ran())
     }
 
     // A paused agent hears and does nothing; what came meanwhile comes all at once behind the pause.
@@ -415,37 +467,10 @@ impl World {
         }
     }
 
-    // What happens, when, and how far each stream is: two runs with one hash are one run.
-    fn note(&mut self, happening: Happening) {
-        let (kind, what) = match happening {
-            Happening::Packet { packet } => (1, packet),
-            Happening::Silence { link, .. } => (2, link as u64),
-            Happening::SessionDial { agent, relay, .. } => (3, (agent * 16 + relay) as u64),
-            Happening::SessionUp { session } => (4, session as u64),
-            Happening::SessionLost { session, end } => (5, (2 * session + end) as u64),
-            Happening::StreamStart { stream } => (6, stream as u64),
-            Happening::LegDial { stream, .. } => (7, stream as u64),
-            Happening::LegTimeout { leg, .. } => (8, leg as u64),
-            Happening::Write { place, .. } => (9, (2 * place.0 + place.1) as u64),
-            Happening::Read { place, .. } => (10, (2 * place.0 + place.1) as u64),
-            Happening::Reset { place, .. } => (11, (2 * place.0 + place.1) as u64),
-            Happening::Timer { place, .. } => (12, (2 * place.0 + place.1) as u64),
-            Happening::Fault { index } | Happening::Healed { index } => (13, index as u64),
-            Happening::View { node, .. } => (14, node as u64),
-            Happening::Resume { agent } => (16, agent as u64),
-            Happening::Heal => (15, 0),
-        };
-        let mut trace = mix(self.trace ^ self.now) ^ (kind << 56) ^ what;
-        for side in self.truths.iter().flat_map(|truth| &truth.sides) {
-            trace = mix(trace ^ side.read ^ (side.wrote << 32));
-        }
-        self.trace = trace;
-    }
-
     // ---- faults
 
     fn fault(&mut self, index: usize) -> Result<(), Failure> {
-        let (_, fault) = self.plan.faults[index];
+        let Planned { tenant, fault, .. } = self.plan.faults[index];
         let until = self.now + fault.lasts();
         if fault.lasts() > 0 {
             self.schedule(until, Happening::Healed { index });
@@ -459,7 +484,7 @@ impl World {
                 }
                 Ok(())
             }
-            Fault::KillLeg { pick } => self.kill_leg(pick),
+            Fault::KillLeg { pick } => self.kill_leg(tenant, pick),
             Fault::RelayCrash {
                 relay, persisted, ..
             } => self.crash_relay(relay, persisted),
@@ -474,15 +499,20 @@ impl World {
                 self.flip_policy((caller, provider), true);
                 Ok(())
             }
-            Fault::Move { pick } => self.move_leg(pick),
-            Fault::GoAway { pick } => self.go_away(pick),
-            Fault::Spurious { pick } => self.spurious(pick),
-            Fault::Thief { pick, kind } => self.steal(pick, kind),
+            Fault::Move { pick } => self.move_leg(tenant, pick),
+            Fault::GoAway { pick } => self.go_away(tenant, pick),
+            Fault::Spurious { pick } => self.spurious(tenant, pick),
+            Fault::Thief { pick, kind } => self.steal(tenant, pick, kind),
+            Fault::CertificateEnds { agent, .. } => {
+                self.end_certificate(agent);
+                Ok(())
+            }
+            Fault::ClockStep { node, by, .. } => self.step_clock(node, by),
         }
     }
 
     fn healed(&mut self, index: usize) -> Result<(), Failure> {
-        match self.plan.faults[index].1 {
+        match self.plan.faults[index].fault {
             Fault::Clog {
                 agent, relay, ways, ..
             } => {
@@ -503,6 +533,8 @@ impl World {
                 self.flip_policy((caller, provider), false);
                 Ok(())
             }
+            Fault::CertificateEnds { agent, .. } => self.renew_certificate(agent),
+            Fault::ClockStep { node, .. } => self.step_clock(node, 0),
             Fault::AgentPause { .. }
             | Fault::AgentCrash { .. }
             | Fault::KillLeg { .. }
@@ -534,8 +566,10 @@ impl World {
         } else {
             self.policy.denied.remove(&pair);
         }
-        for node in 0..self.policy.views.len() {
-            let lag = self.rng.upto(super::plan::POLICY_LAG);
+        let tenant = self.plan.tenants[self.plan.tenant_of(pair.0)];
+        let relays = self.plan.relays;
+        for node in (0..relays).chain(tenant.agents().map(|agent| relays + agent)) {
+            let lag = self.rng(pair.0).upto(super::plan::POLICY_LAG);
             // Snapshots come in their order.
             let at = self.policy.told[node].max(self.now + lag);
             self.policy.told[node] = at;
@@ -564,9 +598,33 @@ impl World {
         }
     }
 
-    pub(super) fn stream_of(&self, id: StreamId) -> Option<usize> {
-        self.truths.iter().position(|truth| truth.id == id)
+    /// The stream of this id at one provider.
+    pub(super) fn stream_of(&self, id: StreamId, provider: usize) -> Option<usize> {
+        let mut truths = self.truths.iter();
+        truths.position(|truth| truth.id == id && truth.agents[PROVIDER] == provider)
     }
+
+    pub(super) fn tenant_of(&self, agent: usize) -> Tenant {
+        self.plan.tenants[self.plan.tenant_of(agent)]
+    }
+
+    pub(super) fn agent_id(&self, agent: usize) -> AgentId {
+        self.tenant_of(agent).agent_id(agent)
+    }
+
+    pub(super) fn agent_of(&self, id: &AgentId) -> Option<usize> {
+        (0..self.agents.len()).find(|&agent| self.agent_id(agent) == *id)
+    }
+}
+
+// The first streams of two tenants have one id: neither may meet the other's.
+fn index_within(plan: &Plan, index: usize) -> usize {
+    let tenant = plan.streams[index].tenant;
+    let first = plan
+        .streams
+        .iter()
+        .position(|stream| stream.tenant == tenant);
+    index - first.unwrap_or_default()
 }
 
 fn id_of(seed: u64, index: usize) -> StreamId {
@@ -574,18 +632,6 @@ fn id_of(seed: u64, index: usize) -> StreamId {
     id[..8].copy_from_slice(&mix(seed ^ 0x51).to_be_bytes());
     id[8..].copy_from_slice(&(index as u64).to_be_bytes());
     StreamId(id)
-}
-
-/// The identity of an agent; all are of one tenant.
-pub(super) fn agent_id(agent: usize) -> AgentId {
-    AgentId {
-        tenant: "default".parse().expect("a label"),
-        name: format!("agent-{agent}").parse().expect("a label"),
-    }
-}
-
-pub(super) fn agent_of(name: &str) -> Option<usize> {
-    name.strip_prefix("agent-")?.parse().ok()
 }
 
 /// Counts of a simulated run fit everywhere.
