@@ -12,7 +12,8 @@ IN_LAB = package(lab) or test(another_user_is_turned_away) or test(/^in_a_namesp
 FUZZ_SECONDS ?= 60
 SIM_SEEDS ?= 1000000
 
-.PHONY: help demo test lint bench lab sim fuzz advisories setup-build setup-lint setup-lab setup-bench
+.PHONY: help demo test lint bench lab sim fuzz coverage advisories \
+	setup-build setup-lint setup-lab setup-bench setup-coverage
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,9 @@ sim: setup-build ## the long set of simulated runs: a million seeds each, and a 
 fuzz: ## feed each fuzz target for a minute: needs a nightly toolchain and cargo-fuzz
 	scripts/fuzz.sh $(FUZZ_SECONDS)
 
+coverage: setup-coverage ## how much of parsers and state machines the corpora reach; fails below fuzz/coverage.txt
+	scripts/coverage.sh
+
 bench: setup-bench ## measure Sealock beside ssh, stunnel and haproxy; ratios of one run
 	cargo build --release -p sealock
 	scripts/bench.sh
@@ -62,3 +66,5 @@ setup-lab:
 	@scripts/setup.sh lab
 setup-bench:
 	@scripts/setup.sh bench
+setup-coverage:
+	@scripts/setup.sh coverage

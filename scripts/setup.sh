@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings a Debian 12 machine to what one kind of work needs: `scripts/setup.sh build|lint|lab|bench`.
+# Brings a Debian 12 machine to what one kind of work needs: `scripts/setup.sh build|lint|lab|bench|coverage`.
 #
 # Runs any number of times: what is there is left alone. Only missing packages are installed, and a service
 # that a package would start is neither started nor enabled: the lab runs its own servers in its own namespaces.
@@ -126,11 +126,16 @@ case "${1:-}" in
         [ "$(id -u)" -eq 0 ] || packages uidmap
         cargo_tool cargo-nextest nextest
         ;;
+    coverage)
+        build
+        tools=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin
+        [ -x "$tools/llvm-cov" ] || rustup component add llvm-tools
+        ;;
     bench)
         build
         packages iproute2 curl openssh-client openssh-server haproxy stunnel4 openssl linux-perf git
         ;;
     *)
-        die "usage: scripts/setup.sh build|lint|lab|bench"
+        die "usage: scripts/setup.sh build|lint|lab|bench|coverage"
         ;;
 esac

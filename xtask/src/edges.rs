@@ -48,6 +48,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("lab", &["sealock-core"]),
     ("xtask", &["sealock-core"]),
     ("sealock-fuzz", &["sealock-proto"]),
+    ("sealock-replay", &["sealock-proto"]),
 ];
 
 /// Libraries that belong to one crate, which hides them from the others.

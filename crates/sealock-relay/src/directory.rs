@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -100,6 +100,9 @@ impl Slots {
     }
 }
 
+/// A session's number is drawn, because the agent is told it: a count would tell a tenant what the others do (K10).
+const NUMBER_SHIFT: u32 = 16; // 48 bits: no two sessions meet, and every reader of JSON logs keeps them whole
+
 /// How many earlier sessions of a process may live on.
 const RETIRED_LIMIT: usize = 256; // five days of renewals at half of an hour; one without streams closes by itself
 
@@ -109,7 +112,6 @@ const CALLERS_LIMIT: usize = 32; // as many `ssh` through one laptop as anybody 
 #[derive(Debug)]
 struct Inner {
     sessions: Mutex<HashMap<AgentId, Slots>>,
-    next: AtomicU64,
     limit: usize,
     gone: Gone,
     /// How often another process took an agent's place.
@@ -124,7 +126,6 @@ impl Directory {
     pub fn new(limit: usize) -> Self {
         let inner = Inner {
             sessions: Mutex::default(),
-            next: AtomicU64::new(1),
             limit,
             gone: Gone::default(),
             superseded: Counter::default(),
@@ -156,7 +157,7 @@ impl Directory {
         hello: &Hello,
     ) -> Result<Arc<Live>, Reason> {
         let live = Arc::new(Live {
-            number: self.inner.next.fetch_add(1, Ordering::Relaxed),
+            number: rand::random::<u64>() >> NUMBER_SHIFT,
             agent: agent.clone(),
             peer,
             connection,
@@ -292,7 +293,7 @@ impl Directory {
         self.inner.gone.knows(agent, Instant::now())
     }
 
-    /// Every session, as of now, in the order of their numbers.
+    /// Every session, as of now, in the order of their agents.
     #[must_use]
     pub fn list(&self) -> Vec<SessionSummary> {
         let sessions = self.inner.sessions.lock();
@@ -302,7 +303,7 @@ impl Directory {
             .map(|live| live.summary())
             .collect();
         drop(sessions);
-        list.sort_by_key(|summary| summary.number);
+        list.sort_by(|a, b| (&a.agent, a.number).cmp(&(&b.agent, b.number)));
         list
     }
 

@@ -62,6 +62,8 @@ pub fn loses_only_the_leg(reason: Reason) -> bool {
             | Reason::QuotaExceeded
             | Reason::NoPolicy
             | Reason::PolicyStale
+            // A certificate that ended is renewed within the window, and a relay's wrong clock is not the only relay.
+            | Reason::NotAdmitted
     )
 }
 

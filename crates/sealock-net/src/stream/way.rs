@@ -304,15 +304,15 @@ mod tests {
     #[derive(Debug, Default)]
     struct Deaf {
         asked: AtomicUsize,
-        refuses: bool,
+        refuses: Option<Reason>,
     }
 
     impl LegSource for Deaf {
         fn open(&self, _open: Open, _attempt: u32) -> BoxFuture<'_, Result<Leg, Reason>> {
             self.asked.fetch_add(1, Ordering::Relaxed);
             Box::pin(async {
-                if self.refuses {
-                    return Err(Reason::NoProvider);
+                if let Some(reason) = self.refuses {
+                    return Err(reason);
                 }
                 std::future::pending().await
             })
@@ -359,7 +359,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_a_provider_is_away_few_go_on_asking_and_often_enough() {
         let refusing = Deaf {
-            refuses: true,
+            refuses: Some(Reason::NoProvider),
             ..Deaf::default()
         };
         let (source, gates) = (Arc::new(refusing), Gates::default());
@@ -376,5 +376,25 @@ mod tests {
         ask_for(&mut streams, Duration::from_millis(1)).await;
         let again = source.asked.load(Ordering::Relaxed) - ASKING_LIMIT - scouted;
         assert!(again >= ASKING_LIMIT - SCOUTS_LIMIT, "{again} were told");
+    }
+
+    // F25, F28: a relay that does not take the caller's certificate at this moment ends no stream; policy does.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_asks_again_while_its_agents_certificate_is_not_taken() {
+        let refusing = |refuses| {
+            let refuses = Some(refuses);
+            Arc::new(Deaf {
+                refuses,
+                ..Deaf::default()
+            })
+        };
+        let (source, gates) = (refusing(Reason::NotAdmitted), Gates::default());
+        let mut streams = asking(&source, &gates, 1);
+        ask_for(&mut streams, Duration::from_secs(20)).await;
+        assert!(source.asked.load(Ordering::Relaxed) > 3);
+        let source = refusing(Reason::PolicyDenied);
+        let mut streams = asking(&source, &gates, 1);
+        let answer = streams[0].next(&provider(), Some(Epoch(2))).await;
+        assert_eq!(answer.err(), Some(Reason::PolicyDenied));
     }
 }

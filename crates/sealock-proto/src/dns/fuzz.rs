@@ -1,6 +1,6 @@
 //! Any bytes as a question of a workload and as an answer of an upstream: nothing breaks, and replies can be read.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use sealock_core::host::HostName;
@@ -11,28 +11,41 @@ use super::origin;
 use super::record::Over;
 use super::server::{Asked, Naming, Outcome, Server, Settings, World, ZONE};
 use super::upstream::{self, Answer, AnswerError, Content};
-use super::vip::Found;
+use super::vip::{Found, Vip};
 use super::wire::{Header, Question, Reader, kind};
 use crate::fuzz::{Input, Seen, Target};
 
 pub(crate) const MESSAGE: Target = Target {
     name: "dns_message",
     run: message,
-    reaches: &["reply", "forward", "nothing", "answered", "refused", "cut"],
+    reaches: &[
+        "reply", "forward", "nothing", "answered", "refused", "cut", "failed", "no name",
+    ],
 };
 
-/// Everything below `example` is allowed.
+/// Everything below `example` is allowed, and all services but those that begin with `x`.
 struct Anything;
 
 impl World for Anything {
-    fn allows_service(&self, _: &ServiceName) -> bool {
-        true
+    fn allows_service(&self, name: &ServiceName) -> bool {
+        !name.as_str().starts_with('x')
     }
-    fn find(&self, _: &ServiceName) -> Found {
-        Found::Nothing
+    fn find(&self, name: &ServiceName) -> Found {
+        match name.as_str() {
+            "db" => Found::Service(Vip {
+                v4: Some(DB.into()),
+                v6: None,
+            }),
+            "web" => Found::Service(Vip {
+                v4: None,
+                v6: Some(Ipv4Addr::from(DB).to_ipv6_mapped()),
+            }),
+            "between" => Found::Between,
+            _ => Found::Nothing,
+        }
     }
-    fn service_at(&self, _: IpAddr) -> Option<ServiceName> {
-        None
+    fn service_at(&self, address: IpAddr) -> Option<ServiceName> {
+        (address == IpAddr::from(DB)).then(|| "db".parse().expect("a name"))
     }
     fn allows_name(&self, name: &HostName) -> bool {
         name.as_str().ends_with("example")
@@ -42,7 +55,15 @@ impl World for Anything {
     }
 }
 
-/// The first byte chooses how names get addresses, and how much an upstream would say.
+/// Where one service is.
+const DB: [u8; 4] = [100, 64, 0, 9];
+/// What upstreams say in place of so many addresses.
+const LOOPBACK: usize = 28;
+const STALE: usize = 29;
+const FAILED: usize = 30;
+const SILENT: usize = 31;
+
+/// The first byte chooses how names get addresses, and how much an upstream would say or how many names were asked for.
 fn message(input: &[u8]) -> Seen {
     let now = origin();
     let mut input = Input(input);
@@ -59,7 +80,13 @@ fn message(input: &[u8]) -> Seen {
         naming,
         split: Vec::new(),
     };
-    let mut server = Server::new(settings, Book::new(2));
+    let count = usize::from(how >> 3);
+    let mut book = Book::new(2);
+    for name in ["one.example", "two.example"].iter().take(count) {
+        let name = name.parse().expect("a name");
+        book.give(now, &name).expect("there is room for two");
+    }
+    let mut server = Server::new(settings, book);
     let mut seen = Seen::new();
     let reply = match server.handle_query(now, over, input.0, &Anything) {
         Outcome::Nothing => return Seen::from(["nothing"]),
@@ -69,18 +96,22 @@ fn message(input: &[u8]) -> Seen {
         }
         Outcome::Forward(pending) => {
             seen.insert("forward");
-            let count = usize::from(how >> 3);
+            let said = match count {
+                LOOPBACK => vec![[127, 0, 0, 1].into()],
+                _ => vec![[192, 0, 2, 1].into(); count],
+            };
             let answer = Answer {
                 exists: true,
-                content: Content::Addresses(vec![[192, 0, 2, 1].into(); count]),
+                content: Content::Addresses(said),
                 ttl: Duration::from_secs(60),
             };
-            server.handle_answer(
-                now,
-                &pending,
-                Asked::Answer(&answer, Duration::ZERO),
-                &Anything,
-            )
+            let asked = match count {
+                STALE => Asked::Stale(&answer),
+                FAILED => Asked::Failed,
+                SILENT => Asked::Silent,
+                _ => Asked::Answer(&answer, Duration::ZERO),
+            };
+            server.handle_answer(now, &pending, asked, &Anything)
         }
     };
     let header = readable(&reply);
@@ -89,8 +120,11 @@ fn message(input: &[u8]) -> Seen {
     if header.counts[1] > 0 {
         seen.insert("answered");
     }
-    if header.code == 5 {
-        seen.insert("refused");
+    match header.code {
+        2 => drop(seen.insert("failed")),
+        3 => drop(seen.insert("no name")),
+        5 => drop(seen.insert("refused")),
+        _ => {}
     }
     if header.is_truncated {
         seen.insert("cut");

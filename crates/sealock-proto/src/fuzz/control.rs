@@ -88,6 +88,15 @@ fn listen(relay: &mut RelaySide, agent: &mut AgentSide, message: &Message, seen:
         relay.offers().len() <= bound,
         "a session's offers are bounded"
     );
+    // What an agent makes of the same names are messages that can be read.
+    let said = if let Message::Register(services) = message {
+        agent.register(&services.names)
+    } else if let Message::Withdraw(services) = message {
+        agent.withdraw(&services.names)
+    } else {
+        Vec::new()
+    };
+    said.iter().for_each(round_trip);
     let heard = agent.handle_message(message.clone());
     seen.insert(if heard.is_ok() {
         "agent listens"

@@ -633,6 +633,28 @@ async fn a_second_machine_with_an_agents_identity_takes_its_place_once() -> Resu
     Ok(())
 }
 
+// K10: what a relay tells an agent of its session says nothing of how many others there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_number_of_a_session_tells_nobody_how_many_there_are() -> Result<()> {
+    let world = World::new()?;
+    let relay = world.relay().await?;
+    let mut told = Vec::new();
+    for agent in ["mallory", "caller", "provider"] {
+        let raw = world.connect_as(agent, relay.listen).await?;
+        let mut control = raw.connection.open_bi().await?;
+        let hello = hello(SessionKind::Full, [1; 16]).encode();
+        control.send.write(hello).await?;
+        let answer = message::read(&mut control.recv).await?;
+        let Message::Welcome(Welcome { session }) = answer else {
+            anyhow::bail!("{agent}: {answer:?}");
+        };
+        told.push(session);
+    }
+    let counted = told.windows(2).any(|two| two[0].abs_diff(two[1]) < 1_000);
+    assert!(!counted, "{told:?}");
+    Ok(())
+}
+
 // F41: two whole agents with one identity do not chase each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_agents_with_one_identity_do_not_play_ping_pong() -> Result<()> {

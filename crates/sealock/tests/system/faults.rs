@@ -464,3 +464,85 @@ impl World {
         .await
     }
 }
+
+/// What an agent says of its flows at its admin address.
+async fn figures(admin: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect(admin).await?;
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+/// Waits until an agent has counted an end of a flow for this reason.
+async fn counted(admin: SocketAddr, side: &str, reason: Reason) -> Result<()> {
+    let prefix = format!("sealock_agent_{side}_flows_ended_total{{");
+    let label = format!("reason=\"{}\"", reason.code());
+    let mut seen = String::new();
+    let wait = async {
+        loop {
+            seen = figures(admin).await?;
+            let mut lines = seen.lines();
+            if lines.any(|line| line.starts_with(&prefix) && line.contains(&label)) {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(READY, wait).await;
+    waited.with_context(|| format!("{side} counts no {reason}: {seen}"))?
+}
+
+// F09: sockets say only «reset»; which program it was that broke off, both agents tell apart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_agents_say_which_programs_reset_ended_a_flow() -> Result<()> {
+    let tasks = Scope::new("test");
+    let world = World::new()?;
+    let relay = world.relay().await?;
+    let mut admins = Vec::new();
+    let mut agents = Vec::new();
+    for (name, kind) in [
+        ("provider", SessionKind::Full),
+        ("caller", SessionKind::CallerOnly),
+    ] {
+        let admin = free_udp_port()?;
+        let mut config = world.agent_config(name, kind, relay.listen)?;
+        config.admin = Some(admin);
+        let agent = sealock_agent::start(config).await?;
+        agent.ready(READY).await?;
+        admins.push(admin);
+        agents.push(agent);
+    }
+    // Says a word, hears a word: whoever is told `go` breaks off, whoever is told `stay` waits.
+    let target = serve(&tasks, |mut stream: TcpStream| async move {
+        let mut word = [0; 4];
+        if stream.read_exact(&mut word).await.is_err() || stream.write_all(&word).await.is_err() {
+            return;
+        }
+        if &word == b"go!!" {
+            sealock_net::socket::reset_on_close(&stream);
+            return;
+        }
+        let _ended = stream.read(&mut word).await;
+    })
+    .await?;
+    ensure!(agents[0].expose("echo".parse()?, target, Default::default()));
+    offered(&relay).await?;
+    let listen = address(&agents[1].connect("echo".parse()?, &any_port()).await?)?;
+    for (word, reason) in [(b"stay", Reason::NearReset), (b"go!!", Reason::FarReset)] {
+        let mut stream = TcpStream::connect(listen).await?;
+        stream.write_all(word).await?;
+        stream.read_exact(&mut [0; 4]).await?;
+        if reason == Reason::NearReset {
+            sealock_net::socket::reset_on_close(&stream);
+        } else {
+            let ended = stream.read(&mut [0; 4]).await;
+            ensure!(ended.is_err(), "the end looks clean: {ended:?}");
+        }
+        drop(stream);
+        counted(admins[1], "caller", reason).await?;
+        counted(admins[0], "provider", reason).await?;
+    }
+    Ok(())
+}

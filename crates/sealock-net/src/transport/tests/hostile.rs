@@ -216,6 +216,60 @@ async fn bytes_that_nobody_reads_are_taken_up_to_the_windows_and_no_further() {
     assert_eq!(lost, Ok(Lost::Transport { code: FLOW_CONTROL }));
 }
 
+/// Says a word on a stream until it is heard: a flood before it may have cost the packet.
+async fn is_heard(raw: &mut Raw, far: &Connection) {
+    let heard = async {
+        let accepted = far.accept_bi();
+        tokio::pin!(accepted);
+        loop {
+            raw.say(&stream(0, 0, b"on")).await;
+            tokio::select! { // order is free: the one that is ready is the only one
+                accepted = &mut accepted => break accepted.expect("a stream"),
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            }
+        }
+    };
+    let accepted = tokio::time::timeout(SOON, heard).await;
+    let mut accepted = accepted.expect("the connection goes on");
+    let read = accepted.recv.read_chunk(9).await;
+    assert_eq!(read, Ok(Some(Bytes::from_static(b"on"))));
+}
+
+// S40: CVE-2023-49295, each PATH_CHALLENGE wants an answer, and this peer acknowledges none of them.
+#[tokio::test]
+async fn challenges_without_end_are_not_answered_without_end() {
+    let net = Net::new(Settings::default());
+    let honest = net.pair().await;
+    let (mut raw, far) = raw(&net).await;
+    let challenge = [&varint(0x1a)[..], &[7; 8]].concat();
+    let (mut said, mut heard) = (0, 0);
+    for _ in 0..200 {
+        raw.say(&challenge.repeat(100)).await;
+        said += 100 * challenge.len();
+        heard += raw.heard();
+        tokio::task::yield_now().await;
+    }
+    is_heard(&mut raw, &far).await;
+    heard += raw.heard();
+    assert!(heard < said, "{heard} bytes for {said}");
+    assert_eq!(
+        (honest.0.close_reason(), honest.1.close_reason()),
+        (None, None)
+    );
+}
+
+// S40: CVE-2025-59530, packets of every kind that come before their keys.
+#[tokio::test]
+async fn packets_that_nobody_can_read_yet_do_not_disturb_a_handshake() {
+    let net = Net::new(Settings::default());
+    let mut raw = Raw::new(&net, honest_parameters()).await;
+    // RFC 9000 §17: 1-RTT, 0-RTT, Handshake, and an Initial whose keys are others.
+    let early = [0x43, 0xd3, 0xe3, 0xc3].repeat(8);
+    let ((), far) = tokio::join!(raw.shake_amid(&early), net.welcome());
+    let far = far.expect("welcomed");
+    is_heard(&mut raw, &far).await;
+}
+
 // S40: CVE-2026-31812, transport parameters that cannot be.
 #[tokio::test]
 async fn transport_parameters_that_cannot_be_end_the_handshake() {

@@ -192,8 +192,25 @@ impl Raw {
 
     /// Shakes hands, until it may say what it wants.
     pub(super) async fn shake(&mut self) {
+        self.shake_amid(&[]).await;
+    }
+
+    /// The same, with packets behind the first words that nobody has keys for yet. A first byte of each is enough:
+    /// what follows is the connection's name and nonsense.
+    pub(super) async fn shake_amid(&mut self, first_bytes: &[u8]) {
         let mut datagram = vec![0; 65_536];
         self.speak().await;
+        for &first in first_bytes {
+            let header = if first & 0x80 == 0 {
+                [&[first][..], &self.peer].concat()
+            } else {
+                let length = u8::try_from(self.peer.len()).expect("short");
+                let ids = [&[length][..], &self.peer, &[0]].concat();
+                [&[first, 0, 0, 0, 1][..], &ids, &varint(64)].concat()
+            };
+            let packet = [&header[..], &[0xa5; 64]].concat();
+            self.socket.send(&packet).await.expect("sent");
+        }
         while self.application.is_none() {
             let received = tokio::time::timeout(SOON, self.socket.recv(&mut datagram)).await;
             let length = received.expect("an answer").expect("received");
@@ -280,6 +297,16 @@ impl Raw {
             }
             datagram = behind;
         }
+    }
+
+    /// Throws away what came, and says how many bytes it was.
+    pub(super) fn heard(&mut self) -> usize {
+        let mut datagram = vec![0; 65_536];
+        let mut bytes = 0;
+        while let Ok(length) = self.socket.try_recv(&mut datagram) {
+            bytes += length;
+        }
+        bytes
     }
 
     /// Sends a packet with these frames.
