@@ -514,29 +514,30 @@ async fn both_agents_say_which_programs_reset_ended_a_flow() -> Result<()> {
         admins.push(admin);
         agents.push(agent);
     }
-    // Says a word, hears a word: whoever is told `go` breaks off, whoever is told `stay` waits.
+    // Breaks off at the second word that it hears.
     let target = serve(&tasks, |mut stream: TcpStream| async move {
         let mut word = [0; 4];
-        if stream.read_exact(&mut word).await.is_err() || stream.write_all(&word).await.is_err() {
-            return;
-        }
-        if &word == b"go!!" {
+        let echoed = async {
+            stream.read_exact(&mut word).await?;
+            stream.write_all(&word).await?;
+            stream.read_exact(&mut word).await
+        };
+        if echoed.await.is_ok() {
             sealock_net::socket::reset_on_close(&stream);
-            return;
         }
-        let _ended = stream.read(&mut word).await;
     })
     .await?;
     ensure!(agents[0].expose("echo".parse()?, target, Default::default()));
     offered(&relay).await?;
     let listen = address(&agents[1].connect("echo".parse()?, &any_port()).await?)?;
-    for (word, reason) in [(b"stay", Reason::NearReset), (b"go!!", Reason::FarReset)] {
+    for reason in [Reason::NearReset, Reason::FarReset] {
         let mut stream = TcpStream::connect(listen).await?;
-        stream.write_all(word).await?;
+        stream.write_all(b"word").await?;
         stream.read_exact(&mut [0; 4]).await?;
         if reason == Reason::NearReset {
             sealock_net::socket::reset_on_close(&stream);
         } else {
+            stream.write_all(b"more").await?;
             let ended = stream.read(&mut [0; 4]).await;
             ensure!(ended.is_err(), "the end looks clean: {ended:?}");
         }
