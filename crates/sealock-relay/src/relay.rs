@@ -378,7 +378,7 @@ async fn serve_admin(
 const CLOSE_GRACE: Duration = Duration::from_millis(300);
 /// The same after a drain, where streams stand still meanwhile, and an agent that misses the word hears of it from the
 /// next relay, or from this machine.
-const DRAIN_GRACE: Duration = Duration::from_millis(100); // a round trip over most ways
+const DRAIN_GRACE: Duration = Duration::from_millis(40); // thousands of packets that are on their way out
 /// How long agents have at least to make a session elsewhere before the relay is gone.
 const SETTLE: Duration = Duration::from_secs(1); // a dial and a greeting, ten times over
 /// How often a relay that drains looks whether it is done.

@@ -17,7 +17,7 @@ use lab::{
     faults::Traffic,
     pattern::{Pattern, Way},
     say, scene,
-    traffic::{PatternServer, Running, Transfer},
+    traffic::{PatternServer, Running, StallRule, Transfer},
     wait,
 };
 
@@ -41,8 +41,13 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn start(it: &Deployment<'_>) -> Result<Self> {
+        Self::start_with(it, StallRule::default())
+    }
+
+    /// The origin judges stalls by this rule.
+    fn start_with(it: &Deployment<'_>, rule: StallRule) -> Result<Self> {
         Ok(Self {
-            origin: PatternServer::start(&it.net.prv, loopback(7000))?,
+            origin: PatternServer::start_with(&it.net.prv, loopback(7000), rule)?,
             exposed: expose(it)?,
             connected: connect(it)?,
         })
@@ -84,9 +89,15 @@ fn wait_said(node: &Node, what: &str, times: usize, within: Duration) -> Result<
 
 /// A transfer of some seconds.
 fn paced(it: &Deployment<'_>, stream: u64, seconds: u64) -> Result<Running> {
+    patient(it, stream, seconds, StallRule::default())
+}
+
+/// The same, whose client judges stalls by this rule.
+fn patient(it: &Deployment<'_>, stream: u64, seconds: u64, rule: StallRule) -> Result<Running> {
     let rate = 128 * KIB;
     let running = Transfer::both_ways(stream, seconds * rate)
         .paced(rate)
+        .stalls_by(rule)
         .start(&it.net.con, loopback(8080))?;
     running.wait_for(KIB, SOON)?;
     Ok(running)
@@ -195,14 +206,11 @@ fn a_path_that_carries_one_way_only_is_left_within_four_seconds() {
     });
 }
 
-/// F04: stops the relay for so long, with a stream under way.
-pub(crate) fn stop_relay(
-    it: &Deployment<'_>,
-    relay: &mut Node,
-    pair: &Pair,
-    time: Duration,
-) -> Result<()> {
-    let running = paced(it, 1, 4)?;
+/// F04: stops the relay for so long, with a stream under way that waits for it.
+pub(crate) fn stop_relay(it: &Deployment<'_>, relay: &mut Node, time: Duration) -> Result<()> {
+    let rule = StallRule::silence(time + SOON);
+    let pair = Pair::start_with(it, rule)?;
+    let running = patient(it, 1, 4, rule)?;
     let before = said(&pair.exposed, "no session to the relay");
     let ended = said(relay, "session ended");
     relay.freeze()?;
@@ -217,7 +225,7 @@ pub(crate) fn stop_relay(
         "F04: it ended what it had been left with after {after:?}"
     ));
     // A stream that was taken elsewhere gets no bytes a second time from what the relay still held.
-    whole(pair, 1, running, "F04")?;
+    whole(&pair, 1, running, "F04")?;
     let after = works(it, 100, "opens through the relay that goes on")?;
     ensure!(after <= Duration::from_secs(12), "{after:?}");
     Ok(())
@@ -227,8 +235,7 @@ pub(crate) fn stop_relay(
 fn a_relay_that_is_stopped_is_left_and_its_old_sessions_are_over_when_it_goes_on() {
     scene(Family::V4, |lab| {
         let (it, mut roles) = Deployment::split(lab)?;
-        let pair = Pair::start(&it)?;
-        stop_relay(&it, &mut roles.relay, &pair, Duration::from_secs(5))
+        stop_relay(&it, &mut roles.relay, Duration::from_secs(5))
     });
 }
 

@@ -332,7 +332,8 @@ fn pause(reason: Reason, failures: u32) -> Duration {
     } else if !reason.is_transient() {
         HOPELESS_PAUSE.mul_f64(rand::random_range(0.1..1.0))
     } else {
-        let longest = FIRST_PAUSE.saturating_mul(1 << failures.min(16));
+        // A session that ended and a dial too early for the relay's next process are one failure, not two.
+        let longest = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16));
         longest
             .min(LONGEST_PAUSE)
             .mul_f64(rand::random_range(0.1..1.0))

@@ -143,6 +143,7 @@ async fn park(shared: &Shared, way: &mut Way, parking: &PeerLimit) -> Option<Car
             next = way.next(&resume.peer, epoch) => match next {
                 Ok(next) => {
                     if let Some(carrier) = take(shared, next) {
+                        tracing::debug!(epoch = carrier.epoch().0, "a stream has another leg");
                         return Some(carrier);
                     }
                 }

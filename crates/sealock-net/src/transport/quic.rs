@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use noq::crypto::ClientConfig as ClientCrypto;
 use noq::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use noq::{ConnectionError, MtuDiscoveryConfig, PathId, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
@@ -31,7 +32,7 @@ use places::{Places, STREAMS_AT_FIRST};
 use stream::halves;
 pub(crate) use stream::{RecvHalf, SendHalf};
 use watch::Watch;
-use wire::{Dialled, Wire};
+use wire::{Dialled, REFUSAL_GRACE, Wire};
 
 // More than ~1 000 gaps in one stream end the whole connection, and 2 MiB are ~1 700 packets: the most that is safe.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
@@ -85,6 +86,17 @@ fn transport(settings: &Settings, sizes: Option<MtuDiscoveryConfig>) -> Transpor
         .congestion_controller_factory(Arc::new(noq::congestion::CubicConfig::default()));
     config
 }
+
+/// The longest pauses before a port at which nobody listens is tried again. Another process that takes a relay's place
+/// listens within some tenths of a second; who comes later is for the next dial.
+const AGAIN: [Duration; 3] = [
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+];
+/// What a refusal may say of the way: less is the speed of an idle machine, more is what RFC 9002 begins with.
+const SHORTEST_FIRST_RTT: Duration = Duration::from_millis(25);
+const LONGEST_FIRST_RTT: Duration = Duration::from_millis(333);
 
 /// From where and to where connections are made.
 #[derive(Debug, Clone)]
@@ -165,6 +177,8 @@ impl Endpoint {
 
     /// Connects, and returns when the other side has accepted our certificate as well.
     ///
+    /// Where nobody listens, the same is tried again a few times: a relay that is started again is back in a moment.
+    ///
     /// # Errors
     /// When the other side is not reached, is not whom `tls` expects, or does not accept us.
     ///
@@ -177,14 +191,41 @@ impl Endpoint {
         deadline: Instant,
     ) -> Result<super::Connection, ConnectError> {
         let crypto = QuicClientConfig::try_from(tls).map_err(|_| ConnectError::Endpoint)?;
-        let mut config = noq::ClientConfig::new(Arc::new(crypto));
+        let crypto: Arc<dyn ClientCrypto> = Arc::new(crypto);
+        let mut config = transport(&self.settings, packet_sizes(address));
+        for longest in AGAIN {
+            // Agents that lost a relay together do not come back together.
+            let pause = longest.mul_f64(rand::random_range(0.5..1.0));
+            let (begin, wire) = (Instant::now(), self.wire(address)?);
+            let with = (Arc::clone(&crypto), config.clone());
+            tokio::select! {
+                biased; // a handshake that is done counts
+                made = self.shake_hands(&wire, address, with, deadline) => return made,
+                () = wire.nobody_there(begin, pause) => {}
+            }
+            // The refusal went there and back: what the next first packet has to wait for is known.
+            let refused_after = begin.elapsed().saturating_sub(pause);
+            config.initial_rtt(refused_after.clamp(SHORTEST_FIRST_RTT, LONGEST_FIRST_RTT));
+        }
+        let (begin, wire) = (Instant::now(), self.wire(address)?);
+        tokio::select! {
+            biased; // a handshake that is done counts
+            made = self.shake_hands(&wire, address, (crypto, config), deadline) => made,
+            () = wire.nobody_there(begin, REFUSAL_GRACE) => Err(ConnectError::Lost(Lost::PeerGone)),
+        }
+    }
+
+    async fn shake_hands(
+        &self,
+        wire: &Arc<Wire>,
+        address: SocketAddr,
+        (crypto, transport): (Arc<dyn ClientCrypto>, TransportConfig),
+        deadline: Instant,
+    ) -> Result<super::Connection, ConnectError> {
+        let mut config = noq::ClientConfig::new(crypto);
         config
-            .transport_config(Arc::new(transport(&self.settings, packet_sizes(address))))
+            .transport_config(Arc::new(transport))
             .token_store(Arc::new(noq::NoneTokenStore)); // a token would link our connections
-        let wire = match &self.way {
-            Way::Listens(wire) => Arc::clone(wire),
-            Way::Dials(dialled) => self.dial(dialled, address)?,
-        };
         let connecting = wire
             .endpoint
             .connect_with(config, address, UNUSED_NAME)
@@ -196,15 +237,18 @@ impl Endpoint {
             Ok(connection)
         };
         let made = Made {
-            wire: Arc::clone(&wire),
+            wire: Arc::clone(wire),
             side: Side::Dialled,
             settings: self.settings,
             tasks: Arc::clone(&self.tasks),
         };
-        tokio::select! {
-            biased; // a handshake that is done counts
-            made = made.finish(handshake, deadline) => made,
-            () = wire.nobody_there() => Err(ConnectError::Lost(Lost::PeerGone)),
+        made.finish(handshake, deadline).await
+    }
+
+    fn wire(&self, address: SocketAddr) -> Result<Arc<Wire>, ConnectError> {
+        match &self.way {
+            Way::Listens(wire) => Ok(Arc::clone(wire)),
+            Way::Dials(dialled) => self.dial(dialled, address),
         }
     }
 

@@ -43,7 +43,6 @@ fn a_thousand_streams_of_killed_consumers_end_by_reset() {
 fn a_relay_that_is_stopped_for_a_minute_is_left_and_taken_up_again() {
     scene(Family::V4, |lab| {
         let (it, mut roles) = Deployment::split(lab)?;
-        let pair = Pair::start(&it)?;
-        stop_relay(&it, &mut roles.relay, &pair, Duration::from_secs(60))
+        stop_relay(&it, &mut roles.relay, Duration::from_secs(60))
     });
 }

@@ -188,10 +188,17 @@ fn a_stream_over_two_relays_outlives_their_partition_and_opens_are_refused_meanw
                 Ok(more.contains("NO_PROVIDER").then_some(()))
             },
         )?;
+        // What was under way when the path broke is given the time in which its provider might come back. Who comes
+        // after that is told at once, by a relay that knows.
+        let opened = Instant::now();
+        let open = Transfer::both_ways(51, 1_000).run(&it.net.con, loopback(NEAR));
+        ensure!(open.is_err(), "an open went over a link that is cut");
         say(&format!(
-            "F17: refused by its name after {:?}",
-            began.elapsed()
+            "F17: refused by its name after {:?}, the next one within {:?}",
+            opened - began,
+            opened.elapsed()
         ));
+        ensure!(opened.elapsed() < UNTOUCHED, "{:?}", opened.elapsed());
         ensure!(load.is_under_way(), "the streams ended too early");
         parted.heal();
         load.finish(&carried.origin, SOON)?

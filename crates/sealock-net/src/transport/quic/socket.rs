@@ -18,6 +18,7 @@ use noq::{AsyncUdpSocket, UdpSender};
 use parking_lot::Mutex;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::sys;
@@ -200,6 +201,7 @@ pub(super) struct Refusals {
     socket: Arc<UdpSocket>,
     /// The newest last, one for each port.
     told: Arc<Mutex<VecDeque<(SocketAddr, Instant)>>>,
+    news: Arc<Notify>,
     heard: Arc<AtomicBool>,
 }
 
@@ -208,6 +210,7 @@ impl Refusals {
         Self {
             socket,
             told: Arc::default(),
+            news: Arc::default(),
             heard: Arc::default(),
         }
     }
@@ -219,6 +222,14 @@ impl Refusals {
         let told = self.told.lock();
         told.iter()
             .any(|&(port, when)| port == remote && when >= begin)
+    }
+
+    /// Resolves when a machine has said that nobody listens at one of its ports, as far as the library looked meanwhile.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn more(&self) {
+        self.news.notified().await;
     }
 
     /// Whether a packet of anybody has come in.
@@ -243,6 +254,9 @@ impl Refusals {
             told.pop_front();
         }
         told.push_back((remote, now));
+        drop(told);
+        // Kept for who comes late: it only makes one look too many.
+        self.news.notify_one();
     }
 }
 

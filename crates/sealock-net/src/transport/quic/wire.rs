@@ -20,10 +20,10 @@ use super::{PACKET_LIMIT, SOCKET_BUFFER, canonical};
 use crate::sys;
 use crate::transport::TransportKeys;
 
-/// How often an attempt to connect looks whether the peer's machine has said that nobody listens.
+/// How often an attempt to connect looks by itself whether the peer's machine has said that nobody listens.
 const REFUSAL_LOOK: Duration = Duration::from_millis(50);
 /// How much longer a peer may take to answer all the same: a round trip around the world.
-const REFUSAL_GRACE: Duration = Duration::from_millis(300);
+pub(super) const REFUSAL_GRACE: Duration = Duration::from_millis(300);
 
 /// A socket with the QUIC endpoint on it.
 #[derive(Debug)]
@@ -85,29 +85,29 @@ impl Wire {
         self.refusals.lock().since(remote, begin)
     }
 
-    /// Waits until the machine of the one peer has said that nobody listens there and nothing else has come from it.
-    /// Endless where that cannot be.
+    /// Waits until the machine of the one peer has said since `begin` that nobody listens there, and nothing has come from
+    /// it until `patience` is over: whoever forged that has not kept the peer from answering. Endless where that cannot be.
     ///
     /// # Cancel safety
     /// Safe.
-    pub(super) async fn nobody_there(&self) {
+    pub(super) async fn nobody_there(&self, begin: Instant, patience: Duration) {
         let Some(peer) = self.peer else {
             return std::future::pending().await;
         };
-        let begin = Instant::now();
         loop {
-            tokio::time::sleep(REFUSAL_LOOK).await;
             let refusals = self.refusals.lock().clone();
-            if refusals.heard() {
-                return std::future::pending().await;
-            }
             if refusals.since(peer, begin) {
-                // Whoever forged that has not kept the peer from answering.
-                tokio::time::sleep(REFUSAL_GRACE).await;
+                tokio::time::sleep(patience).await;
                 if !refusals.heard() {
                     return;
                 }
             }
+            if refusals.heard() {
+                return std::future::pending().await;
+            }
+            // The time runs out without news where nobody reads the socket.
+            let news = tokio::time::timeout(REFUSAL_LOOK, refusals.more());
+            news.await.ok();
         }
     }
 

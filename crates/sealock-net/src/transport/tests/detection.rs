@@ -243,3 +243,32 @@ async fn a_relay_that_does_not_run_is_known_to_be_away_at_once() {
     assert!(begin.elapsed() < Duration::from_secs(2));
     assert!(error.is_err_and(|error| error.is_transient()));
 }
+
+// Issue 3, drain of the only relay: its next process listens a moment after a dial that came too early.
+#[tokio::test]
+async fn a_relay_that_listens_a_moment_later_is_reached_by_the_dial_that_was_refused() {
+    let net = Net::new(Settings::default());
+    // An address of this process alone: nobody else takes the port meanwhile.
+    let [_, second, third, fourth] = std::process::id().to_be_bytes();
+    let own = std::net::Ipv4Addr::new(127, 128 | second, third, fourth);
+    let nobody = UdpSocket::bind((own, 0)).await.expect("a port");
+    let address = nobody.local_addr().expect("bound");
+    drop(nobody);
+    let keys = TransportKeys::generate();
+    let next = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let server = listen(
+            &net.ca,
+            &net.trust,
+            &address.to_string(),
+            &keys,
+            Settings::default(),
+        );
+        let incoming = server.accept().await.expect("open");
+        incoming.handshake(soon()).await.expect("welcomed")
+    };
+    let tls = tls::relay_client(&net.agent, &net.trust);
+    let dialled = net.client.connect(address, tls, soon());
+    let (near, _far) = tokio::join!(dialled, next);
+    near.expect("connected");
+}
