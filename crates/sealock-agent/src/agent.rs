@@ -12,13 +12,16 @@ use sealock_core::fact::{Fact, Facts, Goal, Source};
 use sealock_core::identity::{AgentId, SpiffeId};
 use sealock_core::name::{Region, ServiceName};
 use sealock_core::reason::Reason;
+use sealock_core::route::{Routes, Way};
 use sealock_flow::arrival::InletKind;
 use sealock_flow::audit::{self, Audit};
 use sealock_flow::hop::{self, Hop, REJUDGE_EVERY};
 use sealock_flow::inlet;
+use sealock_flow::inlet::door::{Door, Speech};
 use sealock_flow::live::{LiveFlow, LiveFlows};
 use sealock_flow::meter::Meter;
 use sealock_flow::outlet::session::ServiceOutlet;
+use sealock_flow::rules::Rules;
 use sealock_net::admin::{self, AdminError};
 use sealock_net::e2e::EndToEnd;
 use sealock_net::files::{self, FileError};
@@ -32,13 +35,15 @@ use sealock_net::task::Scope;
 use sealock_net::transport::Settings;
 use sealock_net::unix::{BindError, PrivateListener};
 use sealock_net::views::ViewStore;
+use sealock_proto::door::Login;
 use sealock_proto::wire::SessionKind;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::control;
+use crate::egress::EgressJudge;
 use crate::health;
-use crate::judge::{CallerJudge, ProviderJudge};
+use crate::judge::{CallerJudge, DoorJudge, ProviderJudge};
 use crate::listeners::{ListenError, Listeners};
 use crate::offers::{self, NewOffer, Offers};
 use crate::provide;
@@ -126,6 +131,19 @@ pub enum StartError {
     Admin(#[from] AdminError),
 }
 
+/// A front door that is to be opened.
+#[derive(Debug, Clone)]
+pub struct DoorPlan {
+    /// In which protocol it is spoken to.
+    pub speech: Speech,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What its clients have to show.
+    pub login: Option<Login>,
+    /// By which ways its flows to places outside go.
+    pub ways: Vec<Way>,
+}
+
 /// What all parts of an agent share.
 #[derive(Clone)]
 pub(crate) struct Parts {
@@ -138,6 +156,8 @@ pub(crate) struct Parts {
     pub(crate) views: ViewStore,
     pub(crate) offers: Offers,
     pub(crate) listeners: Listeners,
+    /// The judge of what this agent opens.
+    pub(crate) calls: CallerJudge,
     /// The pipe for what this agent opens.
     pub(crate) caller: Hop,
     /// The pipe for what others open here.
@@ -256,7 +276,11 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     let mut registry = Registry::with_prefix("sealock_agent");
     views.register(&mut registry);
     let outlet = ServiceOutlet::new(sessions.clone(), end_to_end.clone(), views.clone());
-    let Hops { caller, provider } = hops(&views, &offers, outlet, &mut registry);
+    let calls = CallerJudge {
+        views: views.clone(),
+        outlet: Arc::new(outlet),
+    };
+    let Hops { caller, provider } = hops(&calls, &offers, &mut registry);
 
     let parts = Parts {
         me: me.clone(),
@@ -268,6 +292,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         views: views.clone(),
         offers: offers.clone(),
         listeners: Listeners::default(),
+        calls,
         provider: provider.clone(),
         caller: caller.clone(),
         flows: flows.spawner(),
@@ -312,24 +337,15 @@ struct Hops {
     provider: Hop,
 }
 
-fn hops(
-    views: &ViewStore,
-    offers: &Offers,
-    outlet: ServiceOutlet,
-    registry: &mut Registry,
-) -> Hops {
+fn hops(calls: &CallerJudge, offers: &Offers, registry: &mut Registry) -> Hops {
     let audit = Audit::new();
-    let caller = CallerJudge {
-        views: views.clone(),
-        outlet: Arc::new(outlet),
-    };
     let provider = ProviderJudge {
-        views: views.clone(),
+        views: calls.views.clone(),
         offers: offers.clone(),
     };
     Hops {
         caller: Hop {
-            judge: Arc::new(caller),
+            judge: Arc::new(calls.clone()),
             live: LiveFlows::new(FLOWS_LIMIT),
             audit: audit.clone(),
             meter: Meter::registered(registry.sub_registry_with_prefix("caller")),
@@ -655,6 +671,31 @@ impl AgentHandle {
             .add(listen, true, hop, facts, parts.flows.clone())
             .await?;
         Ok(guard.listen.clone())
+    }
+
+    /// Opens a front door until the agent stops; returns where.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub async fn open_door(&self, plan: DoorPlan) -> Result<SocketAddr, ListenError> {
+        let parts = &self.parts;
+        let rules = Rules::View(parts.views.clone());
+        let judge = DoorJudge {
+            services: parts.calls.clone(),
+            outside: EgressJudge::new(rules, Arc::new(Routes::all_by(plan.ways))),
+        };
+        let door = Door {
+            speech: plan.speech,
+            login: plan.login,
+            caller: parts.me.clone(),
+            // Its flows are in the table of the caller's hop, so a change of policy ends them too.
+            hop: Hop {
+                judge: Arc::new(judge),
+                ..parts.caller.clone()
+            },
+        };
+        let flows = parts.flows.clone();
+        parts.listeners.open_door(plan.listen, door, flows).await
     }
 
     /// Offers a service until the agent stops; says whether the name was free in this agent.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sealock_core::address::Target;
-use sealock_core::fact::Facts;
+use sealock_core::fact::{Facts, Goal};
 use sealock_core::policy::RuleId;
 use sealock_core::reason::Reason;
 use sealock_flow::arrival::LegHead;
@@ -13,6 +13,7 @@ use sealock_flow::rule::Judge;
 use sealock_flow::rules;
 use sealock_net::views::ViewStore;
 
+use crate::egress::EgressJudge;
 use crate::offers::Offers;
 
 /// Judges the agent's own opens, so that what the tenant does not allow fails here, at once and with the reason.
@@ -29,6 +30,26 @@ impl Judge for CallerJudge {
 
     fn plan(&self, _facts: &Facts, _leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
         Ok(vec![Way::Service(Arc::clone(&self.outlet))])
+    }
+}
+
+/// Judges what comes in at a front door: a service is opened as the agent opens any, a place outside by the door's ways.
+#[derive(Debug, Clone)]
+pub(crate) struct DoorJudge {
+    pub(crate) services: CallerJudge,
+    pub(crate) outside: EgressJudge,
+}
+
+impl Judge for DoorJudge {
+    fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
+        self.services.judge(facts)
+    }
+
+    fn plan(&self, facts: &Facts, leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
+        match &facts.goal {
+            Goal::Service(_) => self.services.plan(facts, leg),
+            Goal::Destination(_) => self.outside.plan(facts, leg),
+        }
     }
 }
 

@@ -12,6 +12,6 @@ mod listeners;
 mod offers;
 mod provide;
 
-pub use agent::{AgentConfig, AgentHandle, ControlSocket, StartError, start};
+pub use agent::{AgentConfig, AgentHandle, ControlSocket, DoorPlan, StartError, start};
 pub use listeners::ListenError;
 pub use offers::NewOffer;

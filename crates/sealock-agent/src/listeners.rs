@@ -1,7 +1,8 @@
-//! Where the agent listens for its own workload: a table of local listeners, each for one service.
+//! Where the agent listens for its own workload: a table of local listeners, each for one service, and its front doors.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -10,6 +11,7 @@ use sealock_core::fact::Facts;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_flow::hop::Hop;
+use sealock_flow::inlet::door::{self, Door};
 use sealock_flow::inlet::port::{self, Listener};
 use sealock_net::task::{Scope, Spawner};
 use sealock_net::unix::{BindError, PrivateListener};
@@ -52,6 +54,8 @@ pub(crate) struct Listeners {
 struct Table {
     entries: BTreeMap<u64, (Listening, Arc<Scope>)>,
     next: u64,
+    /// The listeners of front doors, which stay until all are ended.
+    doors: Vec<Scope>,
 }
 
 /// A listener that ends when it is dropped, unless it was detached. Its flows go on.
@@ -109,6 +113,27 @@ impl Listeners {
         })
     }
 
+    /// Opens a front door, whose flows run in `flows`; says where it is.
+    pub(crate) async fn open_door(
+        &self,
+        listen: SocketAddr,
+        door: Door,
+        flows: Spawner,
+    ) -> Result<SocketAddr, ListenError> {
+        let failed = |source| ListenError::Tcp {
+            address: listen.to_string(),
+            source,
+        };
+        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        let scope = Scope::new("front door");
+        scope.spawn("listen", async move {
+            door::serve(listener, Arc::new(door), &flows).await;
+        });
+        self.inner.lock().doors.push(scope);
+        Ok(local)
+    }
+
     /// Ends every listener for a service; says how many.
     pub(crate) fn remove(&self, service: &ServiceName) -> u64 {
         let mut table = self.inner.lock();
@@ -121,7 +146,9 @@ impl Listeners {
 
     /// Ends every listener; their flows go on.
     pub(crate) fn clear(&self) {
-        self.inner.lock().entries.clear();
+        let mut table = self.inner.lock();
+        table.entries.clear();
+        table.doors.clear();
     }
 
     /// Whether the listener of this guard is still there.

@@ -25,7 +25,9 @@ pub use self::transport::Transport;
 use self::typed::Typed;
 pub use self::typed::{OPTIONS, OptionRow, Standard};
 pub use self::upstream::{Upstream, UpstreamError, UpstreamKind, Upstreams};
-pub use self::value::{AdminListen, Connect, Expose, LogFormat, LogLevel, StateDir, ValueError};
+pub use self::value::{
+    AdminListen, Connect, Door, DoorKind, Expose, LogFormat, LogLevel, StateDir, ValueError,
+};
 use crate::address::HostPort;
 use crate::identity::Role;
 use crate::name::{AgentName, NodeName, Region, TenantName, TrustDomain};
@@ -153,6 +155,8 @@ pub struct AgentConfig {
     pub expose: Vec<Expose>,
     /// The local ports that lead to services.
     pub connect: Vec<Connect>,
+    /// The front doors for local programs.
+    pub door: Vec<Door>,
 }
 
 impl Config {
@@ -213,6 +217,7 @@ impl Config {
                 region: typed.agent_region.map(|it| it.value),
                 expose: list(typed.agent_expose),
                 connect: list(typed.agent_connect),
+                door: list(typed.agent_door),
             },
             explained,
         }

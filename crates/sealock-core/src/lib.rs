@@ -8,6 +8,7 @@
 //! | *flow* | one conversation of an application, from its arrival at a hop to its end |
 //! | *hop* | a place where a flow is judged and passed on: agent, relay, gateway |
 //! | *inlet*, *outlet* | where a flow comes in at a hop, how it leaves |
+//! | *front door* | an inlet whose clients say where they want to go: SOCKS5, or an HTTP proxy |
 //! | *near*, *far* | the side of a hop that a flow comes from, the side it goes to |
 //! | *local*, *remote* | our end of a socket, the other end |
 //! | *session* | the authenticated connection between an agent and a relay |

@@ -2,16 +2,19 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sealock_core::fact::Facts;
 use sealock_core::name::{AgentName, Region};
 use sealock_core::reason::Reason;
 use sealock_net::e2e::Caller;
-use sealock_net::socket::UnixSocket;
+use sealock_net::socket::{self, UnixSocket};
 use sealock_net::transport::BiStream;
+use sealock_proto::door::{connect, socks5};
 use sealock_proto::stream::Epoch;
 use sealock_proto::wire::{Message, StreamId, Voucher};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::io::Io;
@@ -33,6 +36,10 @@ pub enum InletKind {
     Redirect,
     /// A workload's connection, turned over by a packet mark.
     Tproxy,
+    /// A client that asked for it by SOCKS5.
+    Socks5,
+    /// A client that asked for it as of an HTTP proxy.
+    HttpConnect,
 }
 
 impl InletKind {
@@ -47,6 +54,8 @@ impl InletKind {
             Self::Anyip => "anyip",
             Self::Redirect => "redirect",
             Self::Tproxy => "tproxy",
+            Self::Socks5 => "socks5",
+            Self::HttpConnect => "http_connect",
         }
     }
 }
@@ -147,6 +156,8 @@ pub enum Near {
     Tcp(TcpStream),
     /// A unix stream socket, accepted by the kernel.
     Unix(UnixSocket),
+    /// A TCP connection whose client asked for its goal in a protocol, and is answered in it.
+    Asked(TcpStream, Wording),
     /// The program's own standard input and output; the exit code is the answer.
     Stdio,
     /// At a relay: the caller's leg. Its provider answers through the relay; only a refusal is the relay's own.
@@ -155,6 +166,54 @@ pub enum Near {
     Passed(BiStream),
     /// At a provider: a caller who proved its identity end to end and waits inside the encryption.
     Sealed(Box<Caller>),
+}
+
+/// In which protocol a client waits for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wording {
+    /// SOCKS5.
+    Socks5,
+    /// HTTP.
+    Http,
+}
+
+impl Wording {
+    fn granted(self) -> Vec<u8> {
+        match self {
+            Self::Socks5 => socks5::Reply::Granted.encode().to_vec(),
+            Self::Http => connect::GRANTED.to_vec(),
+        }
+    }
+
+    fn refusal(self, reason: Reason) -> Vec<u8> {
+        match self {
+            Self::Socks5 => socks5::Reply::of(reason).encode().to_vec(),
+            Self::Http => connect::refusal(reason),
+        }
+    }
+}
+
+/// How long an answer may take to leave; it fits into the buffer of any socket that is new.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client that was refused may take to close.
+const LINGER_LIMIT: Duration = Duration::from_secs(1); // it does so as soon as it has the answer
+
+/// Says a last word and waits until its reader closes: to close first, with something of it unread, would be a reset,
+/// which overtakes the word.
+pub(crate) async fn last_word(mut stream: TcpStream, word: &[u8]) {
+    if word.is_empty() {
+        return;
+    }
+    let said = async {
+        stream.write_all(word).await?;
+        socket::close_cleanly(&stream);
+        stream.shutdown().await?;
+        let mut unheard = [0; 512];
+        while stream.read(&mut unheard).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    // Whoever does not close in time, or resets, has its answer or does not want it.
+    tokio::time::timeout(LINGER_LIMIT, said).await.ok();
 }
 
 /// The most that is taken along with an open before it is answered.
@@ -168,7 +227,7 @@ impl Near {
     pub fn early(&mut self) -> Result<Bytes, Reason> {
         let mut buffer = BytesMut::new();
         let read = match self {
-            Self::Tcp(stream) => {
+            Self::Tcp(stream) | Self::Asked(stream, _) => {
                 buffer.resize(EARLY_LIMIT, 0);
                 stream.try_read(&mut buffer)
             }
@@ -194,6 +253,14 @@ impl Near {
         match self {
             Self::Tcp(stream) => Ok(Io::Tcp(stream)),
             Self::Unix(stream) => Ok(Io::Unix(stream)),
+            Self::Asked(mut stream, wording) => {
+                let granted = wording.granted();
+                let told = tokio::time::timeout(ANSWER_LIMIT, stream.write_all(&granted)).await;
+                match told {
+                    Ok(Ok(())) => Ok(Io::Tcp(stream)),
+                    Ok(Err(_)) | Err(_) => Err(Reason::NearReset),
+                }
+            }
             Self::Stdio => Ok(Io::Stdio),
             Self::Leg(leg) => Ok(Io::Leg(leg)),
             Self::Passed(leg) => Ok(Io::Passed(leg)),
@@ -209,6 +276,7 @@ impl Near {
         match self {
             Self::Tcp(stream) => Io::Tcp(stream).reset(reason),
             Self::Unix(stream) => Io::Unix(stream).reset(reason),
+            Self::Asked(stream, wording) => last_word(stream, &wording.refusal(reason)).await,
             Self::Stdio => {}
             Self::Leg(mut leg) | Self::Passed(mut leg) => {
                 // A refusal is a whole answer: the caller reads it, then a clean end.

@@ -23,6 +23,11 @@ pub fn reset_on_close(socket: &TcpStream) {
     set_linger(socket, Some(Duration::ZERO));
 }
 
+/// Undoes [`reset_on_close`], for an end that is meant: what was written before it still arrives.
+pub fn close_cleanly(socket: &TcpStream) {
+    set_linger(socket, None);
+}
+
 fn set_linger(socket: &TcpStream, linger: Option<Duration>) {
     // Fails only on a socket that is closed already, and then there is nobody left to tell.
     let _gone = SockRef::from(socket).set_linger(linger);

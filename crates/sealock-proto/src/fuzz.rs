@@ -34,6 +34,8 @@ pub const TARGETS: &[Target] = &[
     control::MESSAGES,
     crate::dns::fuzz::MESSAGE,
     crate::dns::fuzz::ANSWER,
+    crate::door::fuzz::SOCKS5,
+    crate::door::fuzz::CONNECT,
     crate::sniff::fuzz::STREAM,
     crate::sniff::fuzz::QUIC,
     crate::stream::fuzz::FRAMES,

@@ -20,6 +20,7 @@ use lab::{
 const PATIENCE: Duration = Duration::from_secs(30); // a loaded machine; the programs take a blink
 const HTTP: u16 = 80;
 const OTHER: u16 = 8080;
+const NOBODY_LISTENS: u16 = 8081;
 const NOBODY: &str = "65534";
 const TEXT: &str = "behind the fence\n";
 
@@ -133,6 +134,12 @@ fn a_fenced_program_reaches_what_was_allowed_and_the_refusal_of_the_rest_names_i
             denied.stderr.contains("denied by rule `not-this-one`"),
             "{denied:?}"
         );
+        // Also without --verbose: the program only sees a reset.
+        let nobody = SocketAddr::new(at.ip(), NOBODY_LISTENS);
+        let unopened = scene.curl(&["--allow", "*"], nobody)?;
+        let line = format!("{nobody}/tcp was not reached: nobody takes connections there");
+        ensure!(unopened.stderr.contains(&line), "{unopened:?}");
+        ensure!(unopened.stderr.contains("\nhint: "), "{unopened:?}");
         let unfenced = scene.curl(&[], at)?;
         ensure!(
             code(&unfenced)? != 0,

@@ -8,6 +8,7 @@ mod detection;
 mod evidence;
 mod faults;
 mod fence;
+mod front_doors;
 mod ladder;
 mod leaks;
 mod links;

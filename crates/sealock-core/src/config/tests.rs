@@ -111,6 +111,12 @@ sticky = true
 [[agent.connect]]
 service = "web"
 listen = "127.0.0.1:8080"
+[[agent.door]]
+kind = "http"
+listen = "0.0.0.0:3128"
+anywhere = true
+ways = ["socks5://proxy.example:1080", "direct"]
+login_file = "/etc/login"
 "#;
     let config = Config::resolve(&Layers::new().with_file("f.toml", text)).expect("a good file");
     assert_eq!(config.state.dir, PathBuf::from("/srv/x"));
@@ -126,6 +132,10 @@ listen = "127.0.0.1:8080"
         "unix:/run/db.sock"
     );
     assert_eq!(config.agent.connect[0].listen.port(), 8080);
+    let door = &config.agent.door[0];
+    assert_eq!((door.kind, door.listen.port()), (DoorKind::Http, 3128));
+    assert_eq!(door.ways[0].to_string(), "socks5://proxy.example:1080");
+    assert_eq!(door.login_file, Some(PathBuf::from("/etc/login")));
 }
 
 #[test]
@@ -242,6 +252,9 @@ fn bad_values_are_refused_with_their_place() {
         ("agent.expose", "web=80,web=81", "twice"),
         ("agent.expose", "Web=80", "service name"),
         ("agent.connect", "web=8080", "invalid socket address"),
+        ("agent.door", "socks4=127.0.0.1:1", "none of socks5, http"),
+        ("agent.door", "socks5=0.0.0.0:1", "anywhere = true"),
+        ("agent.door", "http=127.0.0.1:1,socks5=127.0.0.1:1", "twice"),
     ] {
         let found = errors(&Layers::new().with_flags([flag(key, value)]));
         assert_eq!(found.len(), 1, "{key}={value}");

@@ -10,7 +10,7 @@ use super::origin::{Explained, Given, Origin};
 use super::transport::Transport;
 use super::unit::{Count, Span};
 use super::upstream::Upstream;
-use super::value::{AdminListen, Connect, Expose, LogFormat, LogLevel, StateDir, Value};
+use super::value::{AdminListen, Connect, Door, Expose, LogFormat, LogLevel, StateDir, Value};
 use crate::address::HostPort;
 use crate::name::{AgentName, NodeName, Region, TenantName, TrustDomain};
 
@@ -308,4 +308,9 @@ options! {
     agent_connect: Vec<Connect> = "agent.connect", Standard::Nothing("only what `sealock connect` adds"),
         because "no port is opened that nobody named",
         example "db=127.0.0.1:5432", "[{ service = \"db\", listen = \"127.0.0.1:5432\" }]";
+    /// The front doors for local programs: `[[agent.door]]` with `kind` (`socks5` or `http`) and `listen`; also `ways`, `login_file` and `anywhere`.
+    agent_door: Vec<Door> = "agent.door", Standard::Nothing("no front door"),
+        because "no port is opened that nobody named, and rules say where its flows may go",
+        example "socks5=127.0.0.1:1080,http=127.0.0.1:8080",
+        "[{ kind = \"socks5\", listen = \"127.0.0.1:1080\" }, { kind = \"http\", listen = \"127.0.0.1:8080\" }]";
 }

@@ -12,6 +12,7 @@ use crate::address::{HostPort, Target};
 use crate::check::{Check, Interval, Patience, Threshold};
 use crate::choice::Weight;
 use crate::name::{AgentName, NodeName, Region, ServiceName, TenantName, TrustDomain};
+use crate::route::{Way, WayError};
 
 /// What an option holds.
 pub(crate) trait Value: Sized {
@@ -110,6 +111,11 @@ pub enum ValueError {
     /// Not an address of this machine alone.
     #[error("`{0}` is neither `off` nor a loopback IP:PORT, such as `127.0.0.1:9100`")]
     NotLoopback(String),
+    /// An address that others reach too.
+    #[error(
+        "`{0}` is reached from other machines: listen at a loopback address, or write `anywhere = true` into its table"
+    )]
+    Exposed(SocketAddr),
     /// A pair without its middle.
     #[error("`{given}` is no {wanted}")]
     Pair {
@@ -231,6 +237,15 @@ impl fmt::Display for AdminListen {
             Self::At(address) => address.fmt(f),
         }
     }
+}
+
+words! {
+    /// In which protocol a front door is spoken to.
+    DoorKind, "socks5, http":
+    /// SOCKS5.
+    Socks5 = "socks5",
+    /// HTTP: CONNECT, and requests to be forwarded.
+    Http = "http"
 }
 
 /// Something of which an option holds several: comma-separated as a text, a list in a file.
@@ -458,6 +473,99 @@ impl Element for Connect {
 
     fn unique(&self) -> String {
         self.listen.to_string()
+    }
+}
+
+/// A front door: where programs beside this agent say where they want to go.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// In which protocol.
+    pub kind: DoorKind,
+    /// Where it listens: at a loopback address, unless `anywhere` says otherwise.
+    pub listen: SocketAddr,
+    /// By which ways its flows to places outside go, the first one first.
+    pub ways: Vec<Way>,
+    /// A file with the `USER:PASSWORD` that it asks for.
+    pub login_file: Option<PathBuf>,
+}
+
+impl Door {
+    fn checked(self, anywhere: bool) -> Result<Self, ValueError> {
+        if self.listen.ip().is_loopback() || anywhere {
+            return Ok(self);
+        }
+        Err(ValueError::Exposed(self.listen))
+    }
+}
+
+impl Value for Door {
+    fn from_text(text: &str) -> Result<Self, String> {
+        let (kind, listen) = pair(text, "KIND=IP:PORT, such as `socks5=127.0.0.1:1080`")
+            .map_err(|error| error.to_string())?;
+        let door = Self {
+            kind,
+            listen,
+            ways: vec![Way::Direct],
+            login_file: None,
+        };
+        door.checked(false).map_err(|error| error.to_string())
+    }
+
+    fn from_item(document: &mut Document<'_>, item: &Item<'_>, key: &str) -> Option<Self> {
+        const KEYS: [&str; 5] = ["kind", "listen", "ways", "login_file", "anywhere"];
+        let section = section(document, item, key)?;
+        section.only(document, &KEYS, &[]);
+        let kind = section.need(document, "kind");
+        let kind = kind.and_then(|it| document.parsed(it, "kind"));
+        let listen = section.need(document, "listen");
+        let listen = listen.and_then(|it| SocketAddr::from_item(document, it, "listen"));
+        let ways = match section.get("ways") {
+            Some(item) => Vec::from_item(document, item, "ways"),
+            None => Some(vec![Way::Direct]),
+        };
+        let login_file = section.get("login_file");
+        let login_file = login_file.and_then(|item| document.text(item, "login_file"));
+        let anywhere = section.get("anywhere");
+        let anywhere = anywhere.and_then(|item| document.parsed(item, "anywhere"));
+        let door = Self {
+            kind: kind?,
+            listen: listen?,
+            ways: ways?,
+            login_file: login_file.map(PathBuf::from),
+        };
+        let checked = door.checked(anywhere.unwrap_or_default());
+        document.accept(checked.map_err(|error| error.to_string()), item.span(), key)
+    }
+
+    fn show(&self) -> String {
+        format!("{}={}", self.kind, self.listen)
+    }
+}
+
+impl Element for Door {
+    const NOUN: &'static str = "listen address";
+
+    fn unique(&self) -> String {
+        self.listen.to_string()
+    }
+}
+
+impl Value for Way {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: WayError| error.to_string())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Element for Way {
+    const NOUN: &'static str = "way";
+    const LIST: Option<&'static str> = Some("at least one way, such as `direct`");
+
+    fn unique(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use sealock_agent::{AgentConfig, AgentHandle, ControlSocket, NewOffer};
+use sealock_agent::{AgentConfig, AgentHandle, ControlSocket, DoorPlan, NewOffer};
 use sealock_core::address::Target;
 use sealock_core::api::agent::{List, ListRequest, Revoke, RevokeRequest};
-use sealock_core::config::Config;
+use sealock_core::config::{Config, Door, DoorKind};
 use sealock_core::identity::Role;
 use sealock_core::name::AgentName;
 use sealock_core::reason::Reason;
+use sealock_flow::inlet::door::Speech;
+use sealock_net::files;
 use sealock_net::stream::MEMORY_LIMIT;
+use sealock_proto::door::Login;
 use sealock_proto::wire::SessionKind;
 
 use super::{ask, tenant};
@@ -50,6 +53,9 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
         let listen = Target::Tcp(port.listen.into());
         agent.connect(port.service.clone(), &listen).await?;
     }
+    for door in &config.agent.door {
+        agent.open_door(plan(door)?).await?;
+    }
     print::line(&format!(
         "The agent of {} runs; `sealock status` shows it.",
         agent.id()
@@ -77,6 +83,30 @@ pub(crate) async fn run(common: &Common) -> anyhow::Result<()> {
             Err(error)
         }
     }
+}
+
+/// A front door as it was configured, with the login that its file holds.
+fn plan(door: &Door) -> anyhow::Result<DoorPlan> {
+    let login = match &door.login_file {
+        Some(path) => {
+            let text = String::from_utf8(files::read_private(path)?).unwrap_or_default();
+            let login = Login::new(text.trim_end_matches(['\r', '\n']));
+            Some(login.ok_or_else(|| {
+                Failure::usage(format!("{} holds no USER:PASSWORD", path.display()))
+                    .hint("write one line, with at most 255 bytes on each side of the colon")
+            })?)
+        }
+        None => None,
+    };
+    Ok(DoorPlan {
+        speech: match door.kind {
+            DoorKind::Socks5 => Speech::Socks5,
+            DoorKind::Http => Speech::Http,
+        },
+        listen: door.listen,
+        login,
+        ways: door.ways.clone(),
+    })
 }
 
 /// Tells once why the agent is not ready, and ends when waiting cannot mend it.

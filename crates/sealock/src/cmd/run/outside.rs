@@ -106,6 +106,12 @@ impl Notes for Told {
     fn ended(&self, facts: &Facts, reason: Reason) {
         if reason == Reason::PolicyDenied {
             print::error(&format!("sealock: {} {}", facts.goal, self.verdict(facts)));
+        } else if let Some((trouble, hint)) = unopened(reason) {
+            let goal = &facts.goal;
+            print::error(&format!(
+                "sealock: {goal} was not reached: {trouble} ({reason})"
+            ));
+            print::error(&format!("hint: {hint}"));
         } else if self.verbose {
             print::error(&format!(
                 "sealock: {} ended: {}",
@@ -114,6 +120,27 @@ impl Notes for Told {
             ));
         }
     }
+}
+
+/// Why an allowed flow did not open, in the words of who waits for a place outside, and what to do. `None`: it did open.
+fn unopened(reason: Reason) -> Option<(&'static str, &'static str)> {
+    if reason == Reason::TargetRefused {
+        let hint = "is the port right? behind a proxy, is the proxy willing?";
+        return Some(("nobody takes connections there", hint));
+    }
+    if reason == Reason::TargetUnreachable {
+        let hint = "does this machine know the name (`getent hosts NAME`), and a way to it?";
+        return Some(("its name has no address, or no way leads there", hint));
+    }
+    if [Reason::TargetTimeout, Reason::OpenTimeout].contains(&reason) {
+        let hint =
+            "does a firewall swallow it? try the same without the fence, or another way with --via";
+        return Some(("it did not answer in time", hint));
+    }
+    if [Reason::Overloaded, Reason::Internal, Reason::NoSuchService].contains(&reason) {
+        return Some((reason.text(), reason.hint()));
+    }
+    None
 }
 
 impl Told {
