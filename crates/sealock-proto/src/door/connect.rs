@@ -93,8 +93,8 @@ pub fn handle(login: Option<&Login>, bytes: &[u8]) -> (usize, Step) {
         }
         Err(_) => return (seen.len(), Step::Refuse(Status::BadRequest)),
     };
-    let is_connect = request.method == Some("CONNECT") && request.version == Some(1);
-    let target = request.path.filter(|_| is_connect);
+    // Some clients say HTTP/1.0 here, which never had CONNECT; what they mean is the same.
+    let target = request.path.filter(|_| request.method == Some("CONNECT"));
     // RFC 9112 §3.2.3: a port is always said.
     let Some(place) = target.and_then(|it| authority(it.as_bytes(), None)) else {
         return (length, Step::Refuse(Status::BadRequest));
@@ -197,6 +197,8 @@ mod tests {
         let head = "CONNECT example.com:443 HTTP/1.1\r\nHost: other.example:1\r\n\r\n";
         let to = Step::Asked("example.com:443".parse().expect("a place"));
         assert_eq!(read(head), (head.len(), to.clone()));
+        let old = "CONNECT example.com:443 HTTP/1.0\r\n\r\n";
+        assert_eq!(read(old), (old.len(), to.clone()));
         assert_eq!(read(&format!("{head}\x16\x03\x01early")), (head.len(), to));
         assert_eq!(read(&head[..head.len() - 1]), (0, Step::NeedMore));
         for (start, is) in [
@@ -225,7 +227,6 @@ mod tests {
                 "CONNECT http://a.example:80/ HTTP/1.1\r\n\r\n",
                 Status::BadRequest,
             ),
-            ("CONNECT a.example:80 HTTP/1.0\r\n\r\n", Status::BadRequest),
             ("CONNECT a.example:80 HTTP/2.0\r\n\r\n", Status::BadRequest),
             ("CONNECT a.example:80\r\n\r\n", Status::BadRequest),
             (

@@ -179,11 +179,8 @@ impl Far {
     /// Sends a request and waits for its answer. One that never left comes back.
     async fn send(
         mut self,
-        request: Request<Incoming>,
-    ) -> (
-        Self,
-        Result<Response<Incoming>, Option<Box<Request<Incoming>>>>,
-    ) {
+        request: Forwarded,
+    ) -> (Self, Result<Response<Incoming>, Option<Box<Forwarded>>>) {
         let outcome = match self.sender.ready().await {
             Ok(()) => self.sender.try_send_request(request).await,
             Err(_) => return (self, Err(Some(Box::new(request)))),
