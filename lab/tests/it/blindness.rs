@@ -119,7 +119,7 @@ fn nowhere(what: &str, search: Search) -> Result<()> {
     search.found_nothing().with_context(|| what.to_owned())
 }
 
-fn echo(listener: &TcpListener) {
+pub(crate) fn echo(listener: &TcpListener) {
     while let Ok((stream, _)) = listener.accept() {
         std::thread::spawn(move || {
             let Ok(mut back) = stream.try_clone() else {

@@ -240,10 +240,10 @@ fn a_relay_that_is_stopped_is_left_and_its_old_sessions_are_over_when_it_goes_on
 }
 
 /// Keeps the machine's processors busy until dropped.
-struct Burner(Arc<AtomicBool>);
+pub(crate) struct Burner(Arc<AtomicBool>);
 
 impl Burner {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let burns = Arc::new(AtomicBool::new(true));
         for _ in 0..2 {
             let burns = Arc::clone(&burns);
@@ -263,14 +263,33 @@ impl Drop for Burner {
     }
 }
 
-/// F36: nobody is taken for dead who only lacks processor time, and nobody who does takes others for dead.
 #[test]
 fn processes_that_are_starved_neither_die_for_others_nor_take_them_for_dead() {
+    starve(Cores::All);
+}
+
+/// Where the processes of a scene may run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cores {
+    All,
+    /// All of them on one, beside what burns it.
+    One,
+}
+
+/// F36: nobody is taken for dead who only lacks processor time, and nobody who does takes others for dead.
+pub(crate) fn starve(cores: Cores) {
     scene(Family::V4, |lab| {
         let (it, mut up) = Deployment::up(lab, Begin::Open)?;
         let mut pair = Pair::start(&it)?;
         let running = paced(&it, 1, 16)?;
         let sessions = said(&up, "session up");
+        if cores == Cores::One {
+            for node in [&up, &pair.exposed, &pair.connected] {
+                let pin = ["-acp", "0", &node.pid().to_string()];
+                let spec = Spec::new("taskset", "taskset").args(pin);
+                it.lab().run(&it.net.rel1, spec)?.success()?;
+            }
+        }
         let burner = Burner::start();
         let pulse = Duration::from_millis(200);
         let mut pulses = 0;

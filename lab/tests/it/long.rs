@@ -4,6 +4,7 @@ mod certificates;
 mod detection;
 mod families;
 mod fleet;
+mod idle;
 mod ladder;
 mod links;
 mod names;

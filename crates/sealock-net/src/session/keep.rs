@@ -167,8 +167,14 @@ impl Keeping {
         let mut pause = FIRST_SURVEY;
         loop {
             tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            let sessions = self.board.sessions();
+            if sessions.is_empty() {
+                // Whoever has no session has more to do, and so may the relays.
+                pause = FIRST_SURVEY;
+                continue;
+            }
             pause = SURVEY_EVERY;
-            for session in self.board.sessions() {
+            for session in sessions {
                 self.seats.measured(session.relay(), None, session.rtt());
             }
             for address in self.seats.unheld() {

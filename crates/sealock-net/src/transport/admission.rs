@@ -2,14 +2,17 @@
 //!
 //! An address that was not validated may be forged, so it is never held against its owner: over its rate it is asked to
 //! prove itself (Retry, which keeps no state); only validated addresses are refused. IPv6 sources count by /64, because
-//! one host owns that many. Deliberately absent: penalties after a handshake; those belong to who knows the outcome.
+//! one host owns that many. Of a crowd only as many are let in as can be done with soon, and the others wait outside:
+//! handshakes that all go on at once all end too late. Deliberately absent: penalties after a handshake; those belong to
+//! who knows the outcome.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// The limits before authentication.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +21,8 @@ pub struct PreAuthLimits {
     pub handshakes: usize,
     /// From this many on, every address must be validated first.
     pub retry_from: usize,
+    /// Of those in progress, how many may have begun within the last [`FRESH`]; half of them without a validated address.
+    pub fresh: usize,
     /// Handshakes that a source may begin at once.
     pub burst: u32,
     /// The time after which a source may begin one more.
@@ -31,12 +36,20 @@ impl Default for PreAuthLimits {
         Self {
             handshakes: 1_024, // × ~32 KiB of TLS and QUIC state = 32 MiB, the budget before authentication
             retry_from: 256, // a fleet that returns after a restart gets through without the extra round trip
-            burst: 64,       // an office behind one address
+            fresh: FRESH_PER_CORE * std::thread::available_parallelism().map_or(1, usize::from),
+            burst: 64, // an office behind one address
             refill: Duration::from_millis(100),
             sources: 16_384, // × ~64 bytes = 1 MiB
         }
     }
 }
+
+/// A handshake that is older waits for its peer, and not for us.
+pub const FRESH: Duration = Duration::from_secs(2); // a few round trips of the longest ways
+/// A core does them within a quarter of a second: so long may those wait who are in already.
+const FRESH_PER_CORE: usize = 64;
+/// How often is looked whether time alone has made room.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What to do with somebody at the door.
 #[derive(Debug)]
@@ -45,6 +58,8 @@ pub enum Verdict {
     Accept(HandshakeTicket),
     /// Let it prove its address first.
     Retry,
+    /// Let it wait its turn: see [`PreAuthBudget::room`].
+    Wait,
     /// Tell it no.
     Refuse,
 }
@@ -52,12 +67,14 @@ pub enum Verdict {
 /// Counts one handshake in progress until it is dropped.
 #[derive(Debug)]
 pub struct HandshakeTicket {
-    shared: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
+    begun: (Instant, u64),
 }
 
 impl Drop for HandshakeTicket {
     fn drop(&mut self) {
-        self.shared.lock().in_progress -= 1;
+        self.shared.state.lock().in_progress.remove(&self.begun);
+        self.shared.ended.notify_one();
     }
 }
 
@@ -65,12 +82,21 @@ impl Drop for HandshakeTicket {
 #[derive(Debug, Clone)]
 pub struct PreAuthBudget {
     limits: PreAuthLimits,
-    shared: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// A handshake has ended.
+    ended: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    in_progress: usize,
+    /// When each began, and a number that tells it from others of the same moment.
+    in_progress: BTreeSet<(Instant, u64)>,
+    next: u64,
     // Apart, so that forgers can neither empty the bucket of an address's owner nor fill up the room for it.
     validated: Sources,
     unvalidated: Sources,
@@ -101,23 +127,38 @@ impl PreAuthBudget {
     /// How many handshakes are in progress.
     #[must_use]
     pub fn in_progress(&self) -> usize {
-        self.shared.lock().in_progress
+        self.shared.state.lock().in_progress.len()
+    }
+
+    /// Waits until somebody who was to wait may be asked about again.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn room(&self) {
+        // An elapsed wait is a look too: a handshake that has grown old makes room.
+        let _ended = tokio::time::timeout(LOOK, self.shared.ended.notified()).await;
     }
 
     /// Decides about somebody at `now`; `validated` is whether the address has been proved.
     #[must_use]
     pub fn admit(&self, now: Instant, source: IpAddr, validated: bool) -> Verdict {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let turned_away = if validated {
             Verdict::Refuse
         } else {
             Verdict::Retry
         };
-        if state.in_progress >= self.limits.handshakes {
+        let in_progress = state.in_progress.len();
+        if in_progress >= self.limits.handshakes {
             return Verdict::Refuse; // a Retry would only bring it back
         }
-        if !validated && state.in_progress >= self.limits.retry_from {
+        // Forgers leave the other half to those who are where they say.
+        let is_crowd = state.has_fresh(self.limits.fresh / 2, now);
+        if !validated && (in_progress >= self.limits.retry_from || is_crowd) {
             return Verdict::Retry;
+        }
+        if is_crowd && state.has_fresh(self.limits.fresh, now) {
+            return Verdict::Wait;
         }
         let sources = if validated {
             &mut state.validated
@@ -127,9 +168,20 @@ impl PreAuthBudget {
         if !sources.take_token(network_of(source), now, &self.limits) {
             return turned_away;
         }
-        state.in_progress += 1;
+        let begun = (now, state.next);
+        state.next += 1;
+        state.in_progress.insert(begun);
         let shared = Arc::clone(&self.shared);
-        Verdict::Accept(HandshakeTicket { shared })
+        Verdict::Accept(HandshakeTicket { shared, begun })
+    }
+}
+
+impl State {
+    /// Whether so many began within the last [`FRESH`].
+    fn has_fresh(&self, count: usize, now: Instant) -> bool {
+        let newest = self.in_progress.iter().rev();
+        let oldest_of_them = newest.take(count).nth(count.saturating_sub(1));
+        oldest_of_them.is_some_and(|(begun, _)| now.saturating_duration_since(*begun) < FRESH)
     }
 }
 
@@ -204,6 +256,7 @@ mod tests {
     const LIMITS: PreAuthLimits = PreAuthLimits {
         handshakes: 8,
         retry_from: 4,
+        fresh: 16, // more than are in progress
         burst: 2,
         refill: Duration::from_secs(1),
         sources: 16,
@@ -216,7 +269,9 @@ mod tests {
     fn accepted(verdict: Verdict) -> HandshakeTicket {
         match verdict {
             Verdict::Accept(ticket) => ticket,
-            other @ (Verdict::Retry | Verdict::Refuse) => panic!("not accepted: {other:?}"),
+            other @ (Verdict::Retry | Verdict::Wait | Verdict::Refuse) => {
+                panic!("not accepted: {other:?}")
+            }
         }
     }
 
@@ -296,6 +351,35 @@ mod tests {
         drop(accepted(budget.admit(now, source(9), false)));
     }
 
+    // F34: of a crowd, those who cannot be done with soon wait outside, and those that wait for themselves hold up nobody.
+    #[test]
+    fn a_crowd_is_let_in_no_faster_than_it_is_done_with() {
+        let limits = PreAuthLimits {
+            handshakes: 100,
+            retry_from: 100,
+            fresh: 8,
+            ..LIMITS
+        };
+        let budget = PreAuthBudget::new(limits);
+        let now = Instant::now();
+        let mut held: Vec<_> = (0..4)
+            .map(|n| accepted(budget.admit(now, source(n), false)))
+            .collect();
+        assert!(matches!(
+            budget.admit(now, source(9), false),
+            Verdict::Retry
+        ));
+        held.extend((4..8).map(|n| accepted(budget.admit(now, source(n), true))));
+        assert!(matches!(budget.admit(now, source(9), true), Verdict::Wait));
+        // One is done, and another one comes in; then the time alone makes room.
+        held.pop();
+        held.push(accepted(budget.admit(now, source(9), true)));
+        assert!(matches!(budget.admit(now, source(8), true), Verdict::Wait));
+        let later = now + FRESH;
+        held.push(accepted(budget.admit(later, source(8), true)));
+        assert_eq!(budget.in_progress(), 9);
+    }
+
     #[test]
     fn hosts_of_one_ipv6_network_share_a_rate_and_memory_is_bounded() {
         let budget = PreAuthBudget::new(LIMITS);
@@ -313,6 +397,6 @@ mod tests {
             let host = Ipv6Addr::new(0x2001, 0xdb8, n, 1, 0, 0, 0, 1);
             drop(budget.admit(now, host.into(), true));
         }
-        assert!(budget.shared.lock().validated.buckets.len() <= LIMITS.sources);
+        assert!(budget.shared.state.lock().validated.buckets.len() <= LIMITS.sources);
     }
 }

@@ -41,7 +41,10 @@ const SHARED_WINDOW: u32 = 256 * 1024 * 1024; // 1 000 streams that fill the win
 const SOCKET_BUFFER: usize = 8 * 1024 * 1024; // 1 000 agents that return at once lose no handshake packet
 const INCOMING_BUFFER: u64 = 16 * 1024; // a first flight with a post-quantum key is 2 packets; early data is off
 const INCOMING_TOTAL: u64 = 16 * 1024 * 1024; // half of the memory that strangers may use
-const INCOMING_QUEUE: usize = 1_024;
+const INCOMING_QUEUE: usize = 4_096; // what comes within one wait for the processor; × 1.2 KiB of one first packet
+/// How much longer than its deadline a dial waits for a peer that has answered: one that is busy with a crowd gets to
+/// everybody in the end, and a dial that begins anew costs both sides a handshake more.
+const BUSY: Duration = Duration::from_secs(10);
 
 // Ten packets of this size, the most that the library hands to the kernel at once, are just under the 64 KiB that one
 // segmented send may have; larger packets would be lost.
@@ -175,7 +178,8 @@ impl Endpoint {
         }
     }
 
-    /// Connects, and returns when the other side has accepted our certificate as well.
+    /// Connects, and returns when the other side has accepted our certificate as well. Whoever has not answered at all by
+    /// the deadline is given up then, and one that has is given [`BUSY`] more.
     ///
     /// Where nobody listens, the same is tried again a few times: a relay that is started again is back in a moment.
     ///
@@ -242,7 +246,11 @@ impl Endpoint {
             settings: self.settings,
             tasks: Arc::clone(&self.tasks),
         };
-        made.finish(handshake, deadline).await
+        tokio::select! {
+            biased; // a handshake that is done counts
+            made = made.finish(handshake, deadline + BUSY) => made,
+            () = wire.nothing_heard(deadline) => Err(ConnectError::Timeout),
+        }
     }
 
     fn wire(&self, address: SocketAddr) -> Result<Arc<Wire>, ConnectError> {

@@ -566,6 +566,7 @@ async fn a_flood_from_one_source_is_held_back_and_others_get_through() {
             match budget.admit(std::time::Instant::now(), source, incoming.is_validated()) {
                 Verdict::Accept(_ticket) => drop(incoming.handshake(soon()).await),
                 Verdict::Retry => incoming.retry(),
+                Verdict::Wait => incoming.ignore(),
                 Verdict::Refuse => incoming.refuse(),
             }
         }
@@ -701,4 +702,40 @@ async fn a_restart_with_the_same_keys_is_told_to_old_peers_at_once() {
         .expect("told at once");
     assert_eq!(ended, Lost::PeerRestarted);
     assert_eq!(ended.reason(), Reason::SessionLost);
+}
+
+// F34: the agents of a relay that restarted are told all at once, not one after the other.
+#[tokio::test]
+async fn a_restart_is_told_to_a_crowd_of_old_peers_at_once() {
+    const CROWD: usize = 250;
+    // One answer every 20 ms, as the library has it, takes five seconds for them.
+    const ALL: Duration = Duration::from_secs(4);
+    let ca = TestCa::new("td");
+    let trust = ca.trust_store();
+    let keys = TransportKeys::generate();
+    let settings = Settings {
+        idle_timeout: Duration::from_secs(600),
+        keep_alive: Duration::from_millis(250),
+        streams: 1,
+        ..Settings::default()
+    };
+    let first = listen(&ca, &trust, LOOPBACK, &keys, settings);
+    let scope = Scope::new("test");
+    let between = forwarder(&scope, first.local_addr().expect("bound")).await;
+    // All of one socket, so that whoever stands between needs to know one peer only.
+    let client = listen(&ca, &trust, LOOPBACK, &TransportKeys::generate(), settings);
+    let tls = tls::relay_client(&ca.identity("default/agent/a"), &trust);
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        let welcome = async { first.accept().await.expect("open").handshake(soon()).await };
+        let near = client.connect(between.front, tls.clone(), soon());
+        let (near, far) = tokio::join!(near, welcome);
+        crowd.push((near.expect("connected"), far.expect("welcomed")));
+    }
+    let second = listen(&ca, &trust, LOOPBACK, &keys, settings);
+    let ended = crowd.iter().map(|(near, _far)| near.closed());
+    *between.target.lock() = second.local_addr().expect("bound");
+    let ended = tokio::time::timeout(ALL, futures_util::future::join_all(ended)).await;
+    let ended = ended.expect("told in time");
+    assert!(ended.iter().all(|lost| *lost == Lost::PeerRestarted));
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lab::{Begin, Deployment, Family, say, scene};
 
-use crate::detection::{Pair, kill_consumer, kill_provider, stop_relay};
+use crate::detection::{Cores, Pair, kill_consumer, kill_provider, starve, stop_relay};
 
 /// F07: 500 answers that are cut in the middle.
 #[test]
@@ -45,4 +45,10 @@ fn a_relay_that_is_stopped_for_a_minute_is_left_and_taken_up_again() {
         let (it, mut roles) = Deployment::split(lab)?;
         stop_relay(&it, &mut roles.relay, Duration::from_secs(60))
     });
+}
+
+/// F36 by its words: one core for all of them, and a burner on it.
+#[test]
+fn processes_that_share_one_core_with_a_burner_neither_die_nor_take_others_for_dead() {
+    starve(Cores::One);
 }
