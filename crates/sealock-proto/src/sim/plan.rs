@@ -287,6 +287,10 @@ impl Plan {
 }
 
 impl Tenant {
+    pub(super) fn number(self) -> usize {
+        self.number
+    }
+
     pub(super) fn thief(self) -> usize {
         self.first + self.openers + self.providers
     }

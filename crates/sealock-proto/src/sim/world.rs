@@ -123,7 +123,8 @@ pub(super) struct TrueSide {
 pub(super) struct Policy {
     pub(super) denied: BTreeMap<(usize, usize), Micros>,
     pub(super) views: Vec<BTreeSet<(usize, usize)>>,
-    told: Vec<Micros>,
+    /// When each enforcer hears of the last change, tenant by tenant: no view of one waits for another's.
+    told: BTreeMap<(usize, usize), Micros>,
 }
 
 #[derive(Debug)]
@@ -281,7 +282,7 @@ impl World {
             policy: Policy {
                 denied: BTreeMap::new(),
                 views: vec![BTreeSet::new(); nodes],
-                told: vec![0; nodes],
+                told: BTreeMap::new(),
             },
             overheard: Vec::new(),
             taken: BTreeMap::new(),
@@ -571,8 +572,9 @@ impl World {
         for node in (0..relays).chain(tenant.agents().map(|agent| relays + agent)) {
             let lag = self.rng(pair.0).upto(super::plan::POLICY_LAG);
             // Snapshots come in their order.
-            let at = self.policy.told[node].max(self.now + lag);
-            self.policy.told[node] = at;
+            let told = self.policy.told.entry((tenant.number(), node)).or_default();
+            let at = (*told).max(self.now + lag);
+            *told = at;
             self.schedule(at, Happening::View { node, pair, denied });
         }
     }
