@@ -20,7 +20,6 @@ use sealock_flow::inlet;
 use sealock_flow::inlet::door::{Door, Speech};
 use sealock_flow::live::{LiveFlow, LiveFlows};
 use sealock_flow::meter::Meter;
-use sealock_flow::outlet::session::ServiceOutlet;
 use sealock_flow::rules::Rules;
 use sealock_net::admin::{self, AdminError};
 use sealock_net::e2e::EndToEnd;
@@ -275,11 +274,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         EndToEnd::new(identity.clone(), trust, flows.spawner()).with_memory(config.stream_memory);
     let mut registry = Registry::with_prefix("sealock_agent");
     views.register(&mut registry);
-    let outlet = ServiceOutlet::new(sessions.clone(), end_to_end.clone(), views.clone());
-    let calls = CallerJudge {
-        views: views.clone(),
-        outlet: Arc::new(outlet),
-    };
+    let calls = CallerJudge::new(&sessions, &end_to_end, &views);
     let Hops { caller, provider } = hops(&calls, &offers, &mut registry);
 
     let parts = Parts {

@@ -11,6 +11,8 @@ use sealock_flow::outlet::Way;
 use sealock_flow::outlet::session::ServiceOutlet;
 use sealock_flow::rule::Judge;
 use sealock_flow::rules;
+use sealock_net::e2e::EndToEnd;
+use sealock_net::session::Sessions;
 use sealock_net::views::ViewStore;
 
 use crate::egress::EgressJudge;
@@ -21,6 +23,17 @@ use crate::offers::Offers;
 pub(crate) struct CallerJudge {
     pub(crate) views: ViewStore,
     pub(crate) outlet: Arc<ServiceOutlet>,
+}
+
+impl CallerJudge {
+    /// By these views, over these sessions.
+    pub(crate) fn new(sessions: &Sessions, end_to_end: &EndToEnd, views: &ViewStore) -> Self {
+        let outlet = ServiceOutlet::new(sessions.clone(), end_to_end.clone(), views.clone());
+        Self {
+            views: views.clone(),
+            outlet: Arc::new(outlet),
+        }
+    }
 }
 
 impl Judge for CallerJudge {

@@ -34,7 +34,7 @@ impl Judge for Nearby {
     fn judge(&self, facts: &Facts) -> Result<RuleId, Reason> {
         match facts.goal.destination() {
             Some(place) if place.port() == DENIED => Err(Reason::PolicyDenied),
-            Some(_) => Ok("nearby".parse().expect("a name")),
+            Some(_) => "nearby".parse().map_err(|_| Reason::Internal),
             None => Err(Reason::NoSuchService),
         }
     }
@@ -98,7 +98,7 @@ async fn said(port: u16, bytes: &[u8]) -> io::Result<Vec<u8>> {
 async fn rest(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut heard = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut heard));
-    read.await.expect("an end in time")?;
+    read.await.map_err(|_elapsed| io::ErrorKind::TimedOut)??;
     Ok(heard)
 }
 

@@ -67,15 +67,22 @@ fn seen(step: &socks5::Step) -> &'static str {
             place.name().map_or("asked address", |_| "asked name")
         }
         socks5::Step::Refuse(None) => "something else",
-        socks5::Step::Refuse(Some(said)) => match said[..] {
-            [5, 0xff] => "no method",
-            [1, 1] => "bad login",
-            [5, 7, ..] => "bad command",
-            [5, 8, ..] => "bad address",
-            _ => panic!("{said:?}"),
-        },
+        socks5::Step::Refuse(Some(said)) => {
+            let mut known = REFUSALS.iter().filter(|(start, _)| said.starts_with(start));
+            known
+                .next()
+                .map(|(_, name)| *name)
+                .expect("each refusal has a name")
+        }
     }
 }
+
+const REFUSALS: [(&[u8], &str); 4] = [
+    (&[5, 0xff], "no method"),
+    (&[1, 1], "bad login"),
+    (&[5, 7], "bad command"),
+    (&[5, 8], "bad address"),
+];
 
 pub(crate) const CONNECT: Target = Target {
     name: "http_connect_head",

@@ -303,9 +303,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_told_by_its_code() {
-        let code = |request: &[u8]| match asked(request) {
-            Step::Refuse(Some(reply)) => reply[1],
-            step => panic!("{step:?}"),
+        let code = |request: &[u8]| {
+            let Step::Refuse(Some(reply)) = asked(request) else {
+                panic!("{request:?} is not refused");
+            };
+            reply[1]
         };
         assert_eq!(code(&[5, 2, 0, 1, 192, 0, 2, 1, 0, 22]), 7);
         assert_eq!(code(&[5, 3, 0, 1, 192, 0, 2, 1, 0, 22]), 7);
