@@ -13,7 +13,7 @@ use sealock_net::socket::{self, UnixSocket};
 use sealock_net::transport::BiStream;
 use sealock_proto::door::{connect, socks5};
 use sealock_proto::stream::Epoch;
-use sealock_proto::wire::{Message, StreamId, Voucher};
+use sealock_proto::wire::{ConduitId, Message, StreamId, Voucher};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -83,6 +83,8 @@ pub struct LegHead {
     /// For a leg after the first: the agent that holds the stream's other end. For a first one that another relay passed
     /// on: the agent that it chose.
     pub provider: Option<AgentName>,
+    /// The caller would have the leg go over a conduit of this name.
+    pub conduit: Option<ConduitId>,
     /// Where the caller says that it is.
     pub region: Option<Region>,
     /// At the relay that the caller is at: the caller's word for that, for passing the leg on to another relay. A leg

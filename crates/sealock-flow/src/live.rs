@@ -11,6 +11,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use sealock_core::fact::Facts;
 use sealock_core::reason::Reason;
+use sealock_net::transport::conduit::Expected;
 use tokio::sync::Notify;
 
 use crate::arrival::InletKind;
@@ -37,12 +38,14 @@ pub struct LiveFlow {
     pub facts: Facts,
     /// When it arrived.
     pub began: Instant,
-    /// Bytes from near to far.
+    /// Bytes from near to far that were read here; see [`Self::bytes`].
     pub bytes_up: AtomicU64,
-    /// Bytes from far to near.
+    /// Bytes from far to near that were read here.
     pub bytes_down: AtomicU64,
     /// Its place in the load of the provider that it goes to, at a relay.
     carried: OnceLock<Carried>,
+    /// The conduit that its bytes go over, at a relay; it ends with the flow.
+    conduit: OnceLock<Box<Expected>>,
     revoked: OnceLock<Reason>,
     wake: Notify,
 }
@@ -52,6 +55,22 @@ impl LiveFlow {
     pub(crate) fn count_at(&self, carried: Carried) {
         // A plan ends with the first way that opens, so there is no second one.
         let _first = self.carried.set(carried);
+    }
+
+    /// Has the flow's bytes go over a conduit, for as long as the flow lasts.
+    pub(crate) fn goes_over(&self, conduit: Expected) {
+        // A plan ends with the first way that opens, so there is no second one.
+        let _first = self.conduit.set(Box::new(conduit));
+    }
+
+    /// All bytes so far: from near to far, and from far to near.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        let (up, down) = self.conduit.get().map_or((0, 0), |it| it.moved());
+        (
+            up + self.bytes_up.load(Ordering::Relaxed),
+            down + self.bytes_down.load(Ordering::Relaxed),
+        )
     }
 
     /// Takes the flow's permit back; the first reason stays. Says whether it was this one.
@@ -106,6 +125,7 @@ impl LiveFlows {
             bytes_up: AtomicU64::new(0),
             bytes_down: AtomicU64::new(0),
             carried: OnceLock::new(),
+            conduit: OnceLock::new(),
             revoked: OnceLock::new(),
             wake: Notify::new(),
         });

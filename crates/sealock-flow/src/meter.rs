@@ -1,7 +1,7 @@
 //! What is counted and recorded of flows: metrics with bounded labels, and one access record for each flow.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -93,8 +93,7 @@ impl Meter {
     pub(crate) fn ended(&self, flow: &LiveFlow, reason: Reason) {
         self.inner.live.dec();
         self.count(flow.inlet, reason);
-        let up = flow.bytes_up.load(Ordering::Relaxed);
-        let down = flow.bytes_down.load(Ordering::Relaxed);
+        let (up, down) = flow.bytes();
         for (direction, bytes) in [("up", up), ("down", down)] {
             self.inner
                 .bytes

@@ -25,12 +25,14 @@ use crate::stream::Leg;
 use crate::transport::{BiStream, Connection};
 
 mod board;
+mod conduit;
 mod dial;
 mod keep;
 mod live;
 mod seats;
 
 pub use board::{SessionStatus, Sessions, State};
+pub use conduit::ConduitWay;
 pub use dial::{DialError, Dialer, PassedOver, Plan, Ways};
 pub use live::accept;
 
@@ -65,17 +67,20 @@ pub struct Session {
     number: u64,
     relay: HostPort,
     retiring: CancellationToken,
+    conduits: Arc<ConduitWay>,
     /// What happens in the session is logged in it.
     span: tracing::Span,
 }
 
 impl Session {
-    fn new(connection: Connection, number: u64, relay: HostPort) -> Self {
+    fn new(connection: Connection, number: u64, relay: HostPort, dialer: &Dialer) -> Self {
         let (transport, peer) = (connection.transport(), keep::relay_name(&connection));
         let peer = peer.as_ref().map(tracing::field::display);
         let span = tracing::info_span!("session", session_id = number, %relay, peer, %transport);
+        let conduits = ConduitWay::new(dialer.clone(), relay.clone(), &connection);
         Self {
             id: SessionId::next(),
+            conduits: Arc::new(conduits),
             connection,
             number,
             relay,
@@ -88,14 +93,17 @@ impl Session {
     ///
     /// # Errors
     /// When the session is lost.
-    pub async fn open_leg(&self, open: Open) -> Result<Leg, Reason> {
+    pub async fn open_leg(&self, mut open: Open) -> Result<Leg, Reason> {
+        let is_wanted = open.conduit.is_some() && self.conduits.is_open();
+        open.conduit = open.conduit.filter(|_| is_wanted);
         let io = self.open_stream(&Message::Open(open)).await?;
-        Ok(self.leg(io))
+        let leg = self.leg(io);
+        Ok(if is_wanted { leg.awaiting_conduit() } else { leg })
     }
 
     /// A leg on this session; it is to be left when the session is.
     fn leg(&self, io: BiStream) -> Leg {
-        Leg::new(io, self.retiring.clone())
+        Leg::new(io, self.retiring.clone()).with_way(Arc::clone(&self.conduits))
     }
 
     /// A stream that the relay joins with the controller, blindly.

@@ -26,6 +26,7 @@ pub mod door;
 mod driver;
 mod leg;
 mod memory;
+mod pace;
 mod way;
 
 pub use leg::{Leg, LegSource, loses_only_the_leg};

@@ -33,6 +33,8 @@ pub mod alpn {
     pub const JOIN: &[u8] = b"sealock-join/1";
     /// What clients speak before a WebSocket; its path names one of the protocols above.
     pub const HTTP: &[u8] = b"http/1.1";
+    /// One leg of one stream, of which the relay joins the two ends; needs an agent's certificate, and TCP.
+    pub const CONDUIT: &[u8] = b"sealock-conduit/1";
     /// Between two relays; needs a relay's certificate.
     pub const MESH: &[u8] = b"sealock-mesh/1";
     /// The node interface of the controller.
@@ -103,7 +105,7 @@ pub fn relay_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<Serve
 #[must_use]
 pub fn relay_tcp_listener(identity: &IdentityStore, trust: &TrustStore) -> Arc<ServerConfig> {
     let expect = Expect::role(Role::Agent, Purpose::Client);
-    let alpn = [alpn::SESSION, alpn::JOIN, alpn::HTTP];
+    let alpn = [alpn::SESSION, alpn::CONDUIT, alpn::JOIN, alpn::HTTP];
     server(identity, trust, expect, Demand::Optional, &alpn)
 }
 

@@ -6,6 +6,7 @@
 
 pub mod admission;
 mod carrier;
+pub mod conduit;
 mod glitches;
 mod keys;
 mod mux;
@@ -30,7 +31,7 @@ pub use keys::{KeysError, TransportKeys};
 pub use network::NetworkChanges;
 pub use proxy::ProxyError;
 pub use quic::{Endpoint, Incoming};
-pub use tcp::{TcpEndpoint, TcpIncoming};
+pub use tcp::{Arrived, TcpEndpoint, TcpIncoming};
 
 /// What a node may choose about its connections.
 #[derive(Debug, Clone, Copy)]

@@ -116,7 +116,9 @@ impl RelaySide {
             | Message::Peer
             | Message::Presence(_)
             | Message::Forward(_)
-            | Message::Controller => Err(OUT_OF_ORDER),
+            | Message::Controller
+            | Message::Join(_)
+            | Message::Joined(_) => Err(OUT_OF_ORDER),
         }
     }
 }
@@ -170,7 +172,9 @@ impl AgentSide {
             | Message::Peer
             | Message::Presence(_)
             | Message::Forward(_)
-            | Message::Controller => Err(OUT_OF_ORDER),
+            | Message::Controller
+            | Message::Join(_)
+            | Message::Joined(_) => Err(OUT_OF_ORDER),
         }
     }
 

@@ -43,6 +43,33 @@ impl std::fmt::Debug for StreamId {
     }
 }
 
+/// Names a conduit: a TCP connection of each of a stream's two agents to one relay, which joins them for one leg. 128
+/// random bits of the stream's opener.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConduitId(pub [u8; 16]);
+
+// Whoever knows it and has the certificate of one of the two agents takes that agent's place.
+impl std::fmt::Debug for ConduitId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[conduit]")
+    }
+}
+
+/// Random for each attempt of each agent, so that no key of a conduit is ever used for two of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Salt(pub [u8; 16]);
+
+/// An agent's first message on a conduit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join {
+    /// Which one it is.
+    pub conduit: ConduitId,
+    /// The agent opened the stream; otherwise it accepted it.
+    pub is_opener: bool,
+    /// The agent's.
+    pub salt: Salt,
+}
+
 /// What an agent's session is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SessionKind {
@@ -134,6 +161,8 @@ pub struct Open {
     pub service: ServiceName,
     /// For a leg after the first: the agent that holds the stream's other end. Nobody else will do.
     pub provider: Option<AgentName>,
+    /// The caller would have the leg's bytes go over a conduit of this name.
+    pub conduit: Option<ConduitId>,
 }
 
 /// A relay offers a leg to a provider.
@@ -147,6 +176,8 @@ pub struct Incoming {
     pub service: ServiceName,
     /// Who the relay says is calling. The provider believes only the end-to-end certificate.
     pub caller: AgentId,
+    /// The relay waits for both agents to bring this conduit.
+    pub conduit: Option<ConduitId>,
 }
 
 /// A relay passes the open of an agent on to another relay, once and no further.
@@ -217,6 +248,10 @@ pub enum Message {
     Forward(Box<Forward>),
     /// Agent → relay, at a stream's head: join this stream with the controller, blindly.
     Controller,
+    /// Agent → relay, first on a conduit.
+    Join(Join),
+    /// Relay → agent, last on a conduit before the other agent's bytes; the salt is the other agent's.
+    Joined(Salt),
 }
 
 /// Why bytes are not a message.
@@ -347,19 +382,35 @@ mod tests {
                 epoch: Epoch::FIRST,
                 service: service.clone(),
                 provider: None,
+                conduit: None,
             }),
             Message::Open(Open {
                 stream,
                 epoch,
                 service: service.clone(),
                 provider: Some(agent.clone()),
+                conduit: Some(ConduitId([5; 16])),
+            }),
+            Message::Incoming(Incoming {
+                stream,
+                epoch,
+                service: service.clone(),
+                caller: caller.clone(),
+                conduit: Some(ConduitId([5; 16])),
             }),
             Message::Incoming(Incoming {
                 stream,
                 epoch,
                 service,
                 caller,
+                conduit: None,
             }),
+            Message::Join(Join {
+                conduit: ConduitId([5; 16]),
+                is_opener: true,
+                salt: Salt([6; 16]),
+            }),
+            Message::Joined(Salt([7; 16])),
             Message::Opened(agent),
             Message::Refused(Reason::PolicyDenied),
             Message::Controller,
@@ -374,6 +425,7 @@ mod tests {
                     epoch: Epoch::FIRST,
                     service: "db".parse().expect("a name"),
                     provider: None,
+                    conduit: None,
                 },
                 caller: caller_of("a"),
                 instance: [4; 16],
@@ -543,6 +595,7 @@ mod tests {
             epoch,
             service: "db".parse().expect("a name"),
             provider: provider.map(|name| name.parse().expect("a name")),
+            conduit: None,
         };
         for (open, by_agent, by_relay) in [
             (open(Epoch::FIRST, None), true, true),

@@ -6,10 +6,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use sealock_net::tls::{self, Admission};
+use sealock_core::reason::Reason;
+use sealock_net::tls::{self, Admission, alpn};
 use sealock_net::transport::admission::{HandshakeTicket, PreAuthBudget, Verdict};
-use sealock_net::transport::{ConnectError, Connection, Endpoint, Incoming, TcpEndpoint};
+use sealock_net::transport::conduit::Arriving;
+use sealock_net::transport::{Arrived, ConnectError, Connection, Endpoint, Incoming, TcpEndpoint};
 
+use crate::judge;
 use crate::peers;
 use crate::session::{self, Shared};
 
@@ -84,14 +87,31 @@ pub(crate) async fn serve_tcp(endpoint: TcpEndpoint, budget: PreAuthBudget, shar
                 let tasks = shared.tasks.clone();
                 tasks.spawn("admit", async move {
                     let deadline = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
-                    let handshake = incoming.handshake(deadline).await;
+                    let entered = incoming.enter(deadline).await;
                     drop(ticket);
-                    welcome(handshake, shared).await;
+                    match entered {
+                        Ok(Arrived::Conduit(end)) => take_end(end, shared).await,
+                        Ok(Arrived::Connection(connection)) => welcome(Ok(connection), shared).await,
+                        Err(error) => welcome(Err(error), shared).await,
+                    }
                 });
             }
             // Each would hold a file here; who comes this way as well waits over QUIC.
             Verdict::Retry | Verdict::Wait | Verdict::Refuse => incoming.refuse(),
         }
+    }
+}
+
+/// Takes one end of a conduit of an agent that may be here at all.
+async fn take_end(end: Arriving, shared: Shared) {
+    let admitted = match tls::admit(Some(alpn::SESSION), Some(end.peer())) {
+        Ok(Admission::Agent(agent, peer)) => judge::admits(&shared.views, &agent, &peer),
+        Ok(Admission::Relay(..) | Admission::Joining) => Err(Reason::NotAdmitted),
+        Err(reason) => Err(reason),
+    };
+    match admitted {
+        Ok(()) => shared.conduits.serve(end).await,
+        Err(reason) => end.refuse(reason).await,
     }
 }
 

@@ -254,6 +254,7 @@ impl Directory {
             agent: live.agent.clone(),
             connection: live.connection.clone(),
             load: slots.load.clone(),
+            conduits: None,
         })
     }
 

@@ -15,6 +15,7 @@ use sealock_flow::outlet::Way;
 use sealock_flow::rule::Judge;
 use sealock_flow::rules;
 use sealock_net::identity::PeerIdentity;
+use sealock_net::transport::conduit::Conduits;
 use sealock_net::views::ViewStore;
 
 use crate::directory::Directory;
@@ -25,6 +26,7 @@ use crate::peers::Peers;
 pub(crate) struct RelayJudge {
     pub(crate) views: ViewStore,
     pub(crate) directory: Directory,
+    pub(crate) conduits: Conduits,
     pub(crate) peers: Peers,
     /// Where this relay is.
     pub(crate) region: Option<Region>,
@@ -75,7 +77,9 @@ struct Reached<'a> {
 impl RelayJudge {
     /// The ways to the one who holds a stream's other end.
     fn ways_back(&self, holder: &AgentId, leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
-        let here = self.directory.holder(holder).map(Way::Provider);
+        let here = self.directory.holder(holder).map(|provider| {
+            Way::Provider(provider.over_conduits(self.conduits.clone()))
+        });
         let mut ways: Vec<Way> = here.into_iter().collect();
         if may_pass_on(leg) {
             ways.extend(self.peers.holding(holder).into_iter().map(Way::Peer));

@@ -27,6 +27,7 @@ use sealock_net::task::Scope;
 use sealock_net::tls;
 use sealock_net::tls::voucher::VoucherCheck;
 use sealock_net::transport::admission::{PreAuthBudget, PreAuthLimits};
+use sealock_net::transport::conduit::Conduits;
 use sealock_net::transport::{Endpoint, KeysError, Settings, TcpEndpoint, TransportKeys};
 use sealock_net::views::ViewStore;
 use tokio_util::sync::CancellationToken;
@@ -151,7 +152,7 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
     let to_peers = Dialer::for_peers(outwards.clone(), &identity, &trust);
     let (peers, vouchers) = (Peers::default(), VoucherCheck::new(trust.clone()));
     let link = link(&config, &identity, &trust, dir);
-    let directory = Directory::new(config.max_sessions);
+    let (directory, conduits) = (Directory::new(config.max_sessions), Conduits::default());
     let live = LiveFlows::new(FLOWS_LIMIT);
     let audit = Audit::new();
     let mut registry = Registry::with_prefix("sealock_relay");
@@ -159,6 +160,7 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         judge: Arc::new(RelayJudge {
             views: views.clone(),
             directory: directory.clone(),
+            conduits: conduits.clone(),
             peers: peers.clone(),
             region: config.region.clone(),
         }),
@@ -168,6 +170,9 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
     };
     views.register(&mut registry);
     directory.register(&mut registry);
+    let help = "Conduits that bulk streams go over, or are about to";
+    let counted = conduits.clone();
+    admin::register_gauge(&mut registry, "conduits", help, move || counted.len());
     let relays = RelayList::open(&config.dir.join("known-relays.json"));
     let draining = CancellationToken::new();
     let shared = Shared {
@@ -178,6 +183,7 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         open_limit: config.open_limit,
         hop: hop.clone(),
         directory: directory.clone(),
+        conduits: conduits.clone(),
         views: views.clone(),
         controller: ControllerWay::new(config.controller.clone()),
         tasks: flows.spawner(),

@@ -16,6 +16,7 @@ use sealock_net::relays::RelayList;
 use sealock_net::session::accept;
 use sealock_net::task::Spawner;
 use sealock_net::tls::voucher::VoucherCheck;
+use sealock_net::transport::conduit::Conduits;
 use sealock_net::transport::{BiStream, Connection, SendHalf};
 use sealock_net::views::ViewStore;
 use sealock_proto::session::{RelayEvent, RelaySide};
@@ -34,6 +35,8 @@ use crate::judge;
 pub(crate) struct Shared {
     pub(crate) hop: Hop,
     pub(crate) directory: Directory,
+    /// Conduits that legs wait for, or go over.
+    pub(crate) conduits: Conduits,
     pub(crate) views: ViewStore,
     pub(crate) controller: ControllerWay,
     pub(crate) tasks: Spawner,

@@ -13,7 +13,7 @@ use sealock_net::stream::Leg;
 use sealock_net::stream::door::{Door, Doors, Place};
 use sealock_net::transport::BiStream;
 use sealock_proto::stream::Epoch;
-use sealock_proto::wire::{Incoming, Message, Open, StreamId};
+use sealock_proto::wire::{ConduitId, Incoming, Message, Open, StreamId};
 
 use crate::arrival::{Arrival, InletKind, LegHead, Near};
 use crate::audit::Decision;
@@ -30,6 +30,7 @@ pub fn at_relay(caller: &AgentId, peer: &PeerIdentity, open: Open, leg: BiStream
             stream: open.stream,
             epoch: open.epoch,
             provider: open.provider,
+            conduit: open.conduit,
             region: None,
             vouched: None,
         }),
@@ -75,6 +76,7 @@ pub async fn at_provider(
         stream: incoming.stream,
         epoch: incoming.epoch,
         provider: None,
+        conduit: incoming.conduit,
         region: None,
         vouched: None,
     };
@@ -109,7 +111,7 @@ fn facts_of(proved: AgentId, caller: &Caller) -> Facts {
 /// At a provider: a later leg for a stream that lives here. Judged as the first one was, by the identity that the
 /// caller proved then, and written down once, whatever comes of it.
 pub async fn take_up(hop: &Hop, doors: &Doors, me: &AgentName, incoming: Incoming, leg: Leg) {
-    let (stream, epoch) = (incoming.stream, incoming.epoch);
+    let (stream, epoch, conduit) = (incoming.stream, incoming.epoch, incoming.conduit);
     let claimed = claimed(&incoming);
     let (facts, found) = match owned(doors, stream, &claimed) {
         Ok((door, facts)) => (facts, Ok(door)),
@@ -117,7 +119,7 @@ pub async fn take_up(hop: &Hop, doors: &Doors, me: &AgentName, incoming: Incomin
     };
     let allowed = found.and_then(|door| Ok((door, hop.judge.judge(&facts)?)));
     let (rule, outcome) = match allowed {
-        Ok((door, rule)) => (Some(rule), let_in(&door, leg, me, epoch).await),
+        Ok((door, rule)) => (Some(rule), let_in((&door, leg), me, epoch, conduit).await),
         Err(reason) => {
             Near::Leg(leg.io).refuse(reason).await;
             (None, Err(reason))
@@ -142,12 +144,17 @@ fn owned(doors: &Doors, stream: StreamId, claimed: &Facts) -> Result<(Door, Fact
     Ok((door, facts))
 }
 
-async fn let_in(door: &Door, mut leg: Leg, me: &AgentName, epoch: Epoch) -> Result<(), Reason> {
+async fn let_in(
+    (door, mut leg): (&Door, Leg),
+    me: &AgentName,
+    epoch: Epoch,
+    conduit: Option<ConduitId>,
+) -> Result<(), Reason> {
     leg.io
         .send
         .write(Message::Opened(me.clone()).encode())
         .await?;
-    door.let_in(leg, epoch).await
+    door.let_in(leg, epoch, conduit).await
 }
 
 fn proved_facts(caller: AgentId, peer: &PeerIdentity, service: ServiceName) -> Facts {

@@ -19,10 +19,12 @@ use sealock_net::identity::PeerIdentity;
 use sealock_net::session::{Session, SessionId, Sessions, State};
 use sealock_net::stream::LegSource;
 use sealock_net::transport::Connection;
+use sealock_net::transport::conduit::{Conduits, Expected};
 use sealock_net::views::ViewStore;
 use sealock_proto::stream::Epoch;
 use sealock_proto::wire::{Forward, Incoming, Message, Open, StreamId};
 
+use crate::arrival::LegHead;
 use crate::io::Io;
 use crate::outlet::Opening;
 
@@ -110,6 +112,7 @@ impl ServiceOutlet {
             epoch: Epoch::FIRST,
             service: service.clone(),
             provider: None,
+            conduit: None,
         };
         let leg = session.open_leg(open).await?;
         let call = Call {
@@ -212,6 +215,25 @@ pub struct Provider {
     pub connection: Connection,
     /// What it carries through this relay.
     pub load: Load,
+    /// Where its conduits are joined, for a leg that may have one.
+    pub conduits: Option<Conduits>,
+}
+
+impl Provider {
+    /// The same, whose legs may have conduits.
+    #[must_use]
+    pub fn over_conduits(self, conduits: Conduits) -> Self {
+        Self {
+            conduits: Some(conduits),
+            ..self
+        }
+    }
+
+    /// Waits for the conduit that the caller asked for, where there can be one.
+    fn expect(&self, head: &LegHead, facts: &Facts) -> Option<Expected> {
+        let (conduits, id) = (self.conduits.as_ref()?, head.conduit?);
+        conduits.expect(id, facts.caller.value.clone(), self.agent.clone())
+    }
 }
 
 /// How many legs to an agent a relay carries, or opens at this moment; clones share the count.
@@ -249,6 +271,7 @@ pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Resul
     let head = opening.leg.ok_or(Reason::Internal)?;
     // Before the first wait, so that opens at the same moment spread too.
     let carried = provider.load.enter();
+    let conduit = provider.expect(head, opening.facts);
     let mut leg = tokio::time::timeout(STREAM_WAIT, provider.connection.open_bi())
         .await
         .map_err(|_elapsed| Reason::Overloaded)?
@@ -258,12 +281,16 @@ pub(super) async fn forward(provider: &Provider, opening: &Opening<'_>) -> Resul
         epoch: head.epoch,
         service: opening.facts.service()?.clone(),
         caller: opening.facts.caller.value.clone(),
+        conduit: head.conduit.filter(|_| conduit.is_some()),
     });
     leg.send
         .write(incoming.encode())
         .await
         .map_err(|_lost| Reason::NoProvider)?;
     opening.flow.count_at(carried);
+    if let Some(conduit) = conduit {
+        opening.flow.goes_over(conduit);
+    }
     Ok(Io::Leg(leg))
 }
 
@@ -296,6 +323,7 @@ pub(super) async fn hand_over(peer: &PeerRelay, opening: &Opening<'_>) -> Result
             epoch: head.epoch,
             service: opening.facts.service()?.clone(),
             provider: Some(peer.agent.clone()),
+            conduit: None,
         },
         caller: opening.facts.caller.value.clone(),
         instance: vouched.instance,

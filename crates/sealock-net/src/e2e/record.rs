@@ -14,13 +14,12 @@ use sealock_proto::wire::StreamId;
 
 use crate::stream::{StreamReader, StreamWriter};
 use crate::transport::record::cipher::Kind;
+use crate::transport::record::keys::{Opens, Seals};
 
 mod handshake;
-mod keys;
 
 use handshake::Established;
 pub(super) use handshake::{Proof, Tls, client, server};
-use keys::{Opens, Seals};
 
 /// What TLS makes of a peer's bytes, as a reason: between two that have proved themselves only somebody on the way, or a
 /// defect, breaks a record.

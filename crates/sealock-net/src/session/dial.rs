@@ -6,6 +6,7 @@
 //! sticks. What a better rung said when it was passed over is kept for `sealock status`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +16,14 @@ use sealock_core::address::HostPort;
 use sealock_core::config::Transport;
 use sealock_core::reason::Reason;
 use sealock_core::token::CaPin;
+use sealock_proto::wire::Join;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::identity::{IdentityStore, TrustStore};
 use crate::tls;
-use crate::transport::{ConnectError, Connection, NetworkChanges};
+use crate::transport::conduit::Unkeyed;
+use crate::transport::{ConnectError, Connection, NetworkChanges, TcpEndpoint, proxy};
 
 mod race;
 mod ways;
@@ -132,6 +136,26 @@ impl Dialer {
     /// Dropping the future gives every attempt up.
     pub async fn dial(&self, relay: &HostPort) -> Result<Connection, DialError> {
         self.race(relay, &self.ways.transports).await
+    }
+
+    /// Whether conduits may be made: they run over TLS, for which a node may have no leave.
+    pub(super) fn may_join(&self) -> bool {
+        self.ways.transports.contains(&Transport::Tls)
+    }
+
+    /// Brings one end of a conduit to the relay that a session found at `address`.
+    pub(super) async fn join(
+        &self,
+        relay: &HostPort,
+        address: Option<SocketAddr>,
+        join: Join,
+    ) -> Result<Unkeyed, ConnectError> {
+        let stream = match (self.ways.upstreams.towards(relay), address) {
+            (Some(upstream), _) => proxy::open(&upstream, relay).await?,
+            (None, Some(address)) => TcpStream::connect(address).await.map_err(ConnectError::Tcp)?,
+            (None, None) => return Err(ConnectError::Endpoint),
+        };
+        TcpEndpoint::join(stream, &self.tls, join).await
     }
 
     async fn race(

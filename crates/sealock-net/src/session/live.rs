@@ -43,7 +43,7 @@ pub(super) async fn welcome(
 ) -> Result<Live, Reason> {
     match greet(config, &connection).await {
         Ok((control, number)) => {
-            let session = Session::new(connection, number, relay.clone());
+            let session = Session::new(connection, number, relay.clone(), &config.dialer);
             session.span.in_scope(|| tracing::info!("session up"));
             Ok(Live {
                 session,

@@ -1,5 +1,6 @@
 //! A leg at work: its frames in and out, until it is lost, replaced, or the stream is over.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -8,16 +9,19 @@ use sealock_proto::stream::{Decoder, Epoch, Event, Frame, Role};
 use sealock_proto::wire::Message;
 use tokio_util::sync::CancellationToken;
 
-use super::leg::{Leg, lost_reading, lost_writing};
+use super::leg::{Leg, LegReader, LegWriter, Parts, lost_reading, lost_writing};
+use super::pace::Pace;
 use super::way::{Next, Way};
 use super::{Shared, until};
 use crate::message;
-use crate::transport::{BiStream, RecvHalf, SendHalf};
+use crate::session::ConduitWay;
 
 /// How much is made ready for the leg at once: enough to fill it, little enough to stay fresh.
 const BATCH: usize = 128 * 1024;
 /// The most that is read from the leg at once.
 const CHUNK: usize = 128 * 1024;
+/// What a stream moves in a second at least when a conduit is worth its while, in bytes.
+const BULK: u64 = 16 * 1024 * 1024; // a tenth of a gigabit: below, a session costs nothing that anybody notices
 /// How long the first leg may take to be answered.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -28,9 +32,12 @@ const PART_DEADLINE: Duration = Duration::from_secs(2); // a round trip, and som
 
 /// A leg with all that its bytes need on their way.
 pub(super) struct Carrier {
-    reader: RecvHalf,
-    writer: SendHalf,
+    reader: LegReader,
+    writer: LegWriter,
     leaving: CancellationToken,
+    /// How conduits lead to the leg's relay.
+    conduits: Option<Arc<ConduitWay>>,
+    pace: Pace,
     /// It has been seen that the leg is to be left.
     left: bool,
     epoch: Epoch,
@@ -44,7 +51,7 @@ pub(super) struct Carrier {
     /// Until when the other side must have said its last word.
     goodbye_by: Option<Instant>,
     /// The leg before this one, until this one is known to carry.
-    former: Option<Box<(SendHalf, RecvHalf)>>,
+    former: Option<Box<(LegWriter, LegReader)>>,
 }
 
 /// How a leg's work ended.
@@ -65,11 +72,18 @@ impl Carrier {
 
     /// A later leg, that must be answered in time.
     pub(super) fn later(leg: Leg, epoch: Epoch, answer_by: Option<Instant>) -> Self {
-        let (BiStream { send, recv }, leaving) = leg.into_parts();
-        Self {
-            reader: recv,
-            writer: send,
+        let Parts {
+            writer,
+            reader,
             leaving,
+            way,
+        } = leg.into_parts();
+        Self {
+            reader,
+            writer,
+            leaving,
+            conduits: way,
+            pace: Pace::default(),
             left: false,
             epoch,
             answer_by,
@@ -148,6 +162,8 @@ impl Carrier {
             outbox,
             ..
         } = self;
+        // A first leg is never a conduit.
+        let reader = reader.of_session().ok_or(Reason::Internal)?;
         // One future for the whole wait: a message must not be read by halves.
         let answer = message::read(reader);
         tokio::pin!(answer);
@@ -227,6 +243,7 @@ impl Carrier {
                 biased; // what comes in frees buffers and may end the stream, so it goes before what goes out
                 chunk = self.reader.read_chunk(CHUNK), if !self.silent => match chunk {
                     Ok(Some(chunk)) => {
+                        self.moved(chunk.len(), way);
                         self.decoder.push(chunk);
                         self.heard(shared)
                     }
@@ -237,7 +254,7 @@ impl Carrier {
                     }
                     Err(error) => Err(lost_reading(&error)),
                 },
-                sent = self.outbox.send(&mut self.writer), if !turn.is_idle => sent,
+                sent = self.outbox.send(&mut self.writer), if !turn.is_idle => sent.map(|()| self.moved(turn.size, way)),
                 () = shared.driver.notified() => Ok(()),
                 () = self.leaving.cancelled(), if !self.left => {
                     self.left = true;
@@ -258,6 +275,22 @@ impl Carrier {
             if let Err(reason) = outcome {
                 return Ended::Lost(reason);
             }
+        }
+    }
+
+    /// Counts bytes, and has the opener of a bulk stream look for the leg that carries most: a conduit, unless that turns
+    /// out to be slower.
+    fn moved(&mut self, length: usize, way: &mut Way) {
+        let Some(rate) = self.pace.moved(length, Instant::now()) else {
+            return;
+        };
+        if self.writer.is_conduit() {
+            if rate < way.before_conduit() / 2 {
+                tracing::debug!(rate, "a stream goes back from its conduit");
+                way.leave_conduit();
+            }
+        } else if rate >= BULK && self.conduits.as_ref().is_some_and(|it| it.is_open()) {
+            way.want_conduit(rate);
         }
     }
 
@@ -317,7 +350,7 @@ impl Carrier {
 async fn next_leg(shared: &Shared, way: &mut Way) -> Result<Next, Reason> {
     let epoch = shared.machine.lock().next_epoch();
     match shared.resume.get() {
-        Some(resume) => way.next(&resume.peer, epoch).await,
+        Some(resume) => way.next(resume, epoch).await,
         None => std::future::pending().await,
     }
 }
@@ -339,6 +372,8 @@ fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 struct Turn {
     /// There is nothing to write.
     is_idle: bool,
+    /// How much there is to write.
+    size: usize,
     /// The peer needs nothing more.
     released: bool,
     /// The other side asked for another leg.
@@ -379,6 +414,7 @@ impl Outbox {
         let after = shared.pass_on(&mut machine);
         Turn {
             is_idle: size == 0,
+            size,
             released: before.released || after.released,
             wants_leg: before.wants_leg || after.wants_leg,
             is_attached: machine.is_attached(),
@@ -400,7 +436,7 @@ impl Outbox {
     ///
     /// # Cancel safety
     /// Safe: what was written is taken off as it goes.
-    async fn send(&mut self, writer: &mut SendHalf) -> Result<(), Reason> {
+    async fn send(&mut self, writer: &mut LegWriter) -> Result<(), Reason> {
         if !self.headers.is_empty() {
             self.chunks.push(self.headers.split().freeze());
         }

@@ -13,12 +13,11 @@ use sealock_core::identity::AgentId;
 use sealock_core::name::ServiceName;
 use sealock_core::reason::Reason;
 use sealock_proto::stream::{Attach, Decoder, Epoch, Frame, Role, Ticket};
-use sealock_proto::wire::StreamId;
+use sealock_proto::wire::{ConduitId, StreamId};
 use tokio::sync::{Notify, oneshot};
 
-use super::leg::{Leg, lost_reading};
+use super::leg::{Leg, Wish, lost_reading};
 use crate::identity::PeerIdentity;
-use crate::transport::RecvHalf;
 
 /// How long a leg may take to bring its ATTACH.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(5);
@@ -182,12 +181,19 @@ impl Door {
             .map_err(|_lost| Reason::SessionLost)
     }
 
-    /// Takes a leg whose `Opened` was said: hears its ATTACH, checks the proof, and has the stream carried by it.
+    /// Takes a leg whose `Opened` was said, and puts it on a conduit when the relay waits for one: hears its ATTACH, checks
+    /// the proof, and has the stream carried by it.
     ///
     /// # Errors
     /// Why the leg does not carry the stream; the leg is reset with the reason and the stream goes on as before.
-    pub async fn let_in(&self, mut leg: Leg, epoch: Epoch) -> Result<(), Reason> {
-        let heard = tokio::time::timeout(ATTACH_DEADLINE, self.hear(&mut leg.io.recv, epoch)).await;
+    pub async fn let_in(
+        &self,
+        mut leg: Leg,
+        epoch: Epoch,
+        conduit: Option<ConduitId>,
+    ) -> Result<(), Reason> {
+        let hear = self.hear(&mut leg, epoch, conduit);
+        let heard = tokio::time::timeout(ATTACH_DEADLINE, hear).await;
         match heard.unwrap_or(Err(Reason::OpenTimeout)) {
             Ok((attach, decoder)) => {
                 let (answer, answered) = oneshot::channel();
@@ -211,9 +217,23 @@ impl Door {
         }
     }
 
-    async fn hear(&self, reader: &mut RecvHalf, epoch: Epoch) -> Result<(Attach, Decoder), Reason> {
+    async fn hear(
+        &self,
+        leg: &mut Leg,
+        epoch: Epoch,
+        conduit: Option<ConduitId>,
+    ) -> Result<(Attach, Decoder), Reason> {
         let settled = self.0.settled.get().and_then(Option::as_ref);
         let settled = settled.ok_or(Reason::AttachRefused)?;
+        if let Some(id) = conduit {
+            leg.join(&Wish {
+                id,
+                role: Role::Accepter,
+                epoch,
+                ticket: Arc::clone(&settled.ticket),
+            })
+            .await?;
+        }
         let mut decoder = Decoder::new();
         let attach = loop {
             match decoder.next() {
@@ -221,7 +241,7 @@ impl Door {
                 Ok(None) => {}
                 Ok(Some(_)) | Err(_) => return Err(Reason::ProtocolViolation),
             }
-            let chunk = reader.read_chunk(CHUNK).await;
+            let chunk = leg.read_chunk(CHUNK).await;
             let chunk = chunk.map_err(|error| lost_reading(&error))?;
             decoder.push(chunk.ok_or(Reason::SessionLost)?);
         };

@@ -140,7 +140,7 @@ async fn park(shared: &Shared, way: &mut Way, parking: &PeerLimit) -> Option<Car
         }
         tokio::select! {
             biased; // a leg at the last moment is in time
-            next = way.next(&resume.peer, epoch) => match next {
+            next = way.next(resume, epoch) => match next {
                 Ok(next) => {
                     if let Some(carrier) = take(shared, next) {
                         tracing::debug!(epoch = carrier.epoch().0, "a stream has another leg");

@@ -10,12 +10,13 @@ use parking_lot::Mutex;
 use sealock_core::identity::AgentId;
 use sealock_core::name::{AgentName, ServiceName};
 use sealock_core::reason::Reason;
-use sealock_proto::stream::Epoch;
-use sealock_proto::wire::{Message, Open, StreamId};
+use sealock_proto::stream::{Epoch, Role};
+use sealock_proto::wire::{ConduitId, Message, Open, StreamId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::door::{Candidate, Place};
-use super::leg::{Leg, LegSource, loses_only_the_leg};
+use super::Resume;
+use super::leg::{Leg, LegSource, Wish, loses_only_the_leg};
 use crate::message;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50); // a provider that lost its relay needs some round trips
@@ -59,6 +60,12 @@ pub(super) struct Asking {
     again: Option<Again>,
     gates: Gates,
     wanted: bool,
+    /// The next leg had better be a conduit.
+    wants_conduit: bool,
+    /// What the stream moved in a second before it went over a conduit.
+    before_conduit: u64,
+    /// A conduit was slower than what the stream had.
+    was_slower: bool,
     attempts: u32,
     attempt: Option<BoxFuture<'static, (Result<Leg, Reason>, Epoch)>>,
     /// The gate of the provider, for as long as this stream wants a leg.
@@ -75,6 +82,9 @@ impl Asking {
             again,
             gates,
             wanted: false,
+            wants_conduit: false,
+            before_conduit: 0,
+            was_slower: false,
             attempts: 0,
             attempt: None,
             gate: None,
@@ -84,7 +94,8 @@ impl Asking {
     }
 
     // The refusal of a leg that would have ended the stream is an error; every other one is a reason to ask again.
-    async fn next(&mut self, provider: &AgentId, epoch: Option<Epoch>) -> Result<Next, Reason> {
+    async fn next(&mut self, resume: &Resume, epoch: Option<Epoch>) -> Result<Next, Reason> {
+        let provider = &resume.peer;
         loop {
             let (Some(again), Some(epoch)) = (&self.again, epoch) else {
                 return Err(Reason::SessionLost);
@@ -92,7 +103,14 @@ impl Asking {
             if self.attempt.is_none() {
                 let again = again.clone();
                 let pause = self.turn(provider).await;
-                let asking = ask(again, epoch, provider.name.clone(), (pause, self.attempts));
+                let wish = self.wants_conduit.then(|| Wish {
+                    id: ConduitId(rand::random()),
+                    role: Role::Opener,
+                    epoch,
+                    ticket: Arc::clone(&resume.ticket),
+                });
+                let asked = (epoch, provider.name.clone(), wish);
+                let asking = ask(again, asked, (pause, self.attempts));
                 self.attempt = Some(Box::pin(asking));
             }
             let Some(attempt) = &mut self.attempt else {
@@ -111,6 +129,8 @@ impl Asking {
                 }
                 Err(reason) if loses_only_the_leg(reason) => {
                     tracing::debug!(reason = reason.code(), "no other leg yet");
+                    // What is not to be had is not waited for.
+                    self.wants_conduit = false;
                     self.attempts += 1;
                 }
                 Err(reason) => {
@@ -151,6 +171,7 @@ impl Asking {
 
     fn rest(&mut self) {
         self.wanted = false;
+        self.wants_conduit = false;
         self.attempts = 0;
         self.gate = None;
         self.place = None;
@@ -168,8 +189,7 @@ async fn taken(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
 
 async fn ask(
     again: Again,
-    epoch: Epoch,
-    provider: AgentName,
+    (epoch, provider, wish): (Epoch, AgentName, Option<Wish>),
     (pause, attempts): (Duration, u32),
 ) -> (Result<Leg, Reason>, Epoch) {
     tokio::time::sleep(pause).await;
@@ -178,8 +198,17 @@ async fn ask(
         epoch,
         service: again.service.clone(),
         provider: Some(provider),
+        conduit: wish.as_ref().map(|wish| wish.id),
     };
-    (answered(again.source.as_ref(), open, attempts).await, epoch)
+    let mut leg = answered(again.source.as_ref(), open, attempts).await;
+    if let (Ok(answered), Some(wish)) = (&mut leg, &wish)
+        && answered.awaits_conduit()
+        && let Err(reason) = answered.join(wish).await
+    {
+        answered.give_up(reason);
+        leg = Err(reason);
+    }
+    (leg, epoch)
 }
 
 async fn answered(source: &dyn LegSource, open: Open, attempt: u32) -> Result<Leg, Reason> {
@@ -216,6 +245,34 @@ impl Way {
         }
     }
 
+    /// An opener shall put the stream on a conduit; it moves so much in a second without.
+    pub(super) fn want_conduit(&mut self, rate: u64) {
+        if let Self::Opener(asking) = self
+            && asking.again.is_some()
+            && !asking.was_slower
+        {
+            asking.before_conduit = rate;
+            asking.wants_conduit = true;
+            asking.wanted = true;
+        }
+    }
+
+    /// What the stream moved in a second before it went over the conduit that it is on.
+    pub(super) fn before_conduit(&self) -> u64 {
+        match self {
+            Self::Opener(asking) => asking.before_conduit,
+            Self::Accepter(_) => 0,
+        }
+    }
+
+    /// An opener shall go back from a conduit to the session, for good.
+    pub(super) fn leave_conduit(&mut self) {
+        if let Self::Opener(asking) = self {
+            asking.was_slower = true;
+            self.want();
+        }
+    }
+
     /// Whether another leg may come while there still is one.
     pub(super) fn is_open(&self) -> bool {
         match self {
@@ -233,12 +290,12 @@ impl Way {
     /// Safe: an attempt that was begun goes on at the next call.
     pub(super) async fn next(
         &mut self,
-        peer: &AgentId,
+        resume: &Resume,
         epoch: Option<Epoch>,
     ) -> Result<Next, Reason> {
         match self {
             // In a box: a stream whose leg is good never asks.
-            Self::Opener(asking) => Box::pin(asking.next(peer, epoch)).await,
+            Self::Opener(asking) => Box::pin(asking.next(resume, epoch)).await,
             Self::Accepter(place) => Ok(Next::Attached(place.next().await)),
         }
     }
@@ -298,6 +355,9 @@ impl fmt::Debug for Gates {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use sealock_core::secret::Secret;
+    use sealock_proto::stream::{Ticket, TicketContext};
+
     use super::*;
 
     /// A relay that answers nobody, or refuses everybody.
@@ -326,6 +386,19 @@ mod tests {
         }
     }
 
+    fn resume() -> Resume {
+        let context = TicketContext {
+            stream: [1; 16],
+            opener: provider(),
+            accepter: provider(),
+        };
+        let ticket = Ticket::new(Secret::new([7; 32]), context);
+        Resume {
+            ticket: Arc::new(ticket),
+            peer: provider(),
+        }
+    }
+
     /// This many streams that want another leg of one provider.
     fn asking(source: &Arc<Deaf>, gates: &Gates, count: usize) -> Vec<Asking> {
         let again = || Again {
@@ -339,10 +412,10 @@ mod tests {
 
     /// Lets them all ask for so long.
     async fn ask_for(streams: &mut [Asking], time: Duration) {
-        let provider = provider();
+        let resume = resume();
         let all = streams
             .iter_mut()
-            .map(|one| one.next(&provider, Some(Epoch(2))));
+            .map(|one| one.next(&resume, Some(Epoch(2))));
         let all = futures_util::future::join_all(all);
         assert!(tokio::time::timeout(time, all).await.is_err(), "an answer");
     }

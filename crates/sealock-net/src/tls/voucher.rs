@@ -156,6 +156,7 @@ mod tests {
                 epoch: Epoch::FIRST,
                 service: "echo".parse().expect("a name"),
                 provider: None,
+                conduit: None,
             },
             caller: svid.leaf().agent().expect("an agent").clone(),
             instance: [7; 16],

@@ -7,6 +7,7 @@
 
 pub(crate) mod cipher;
 mod handshake;
+pub(crate) mod keys;
 #[cfg(test)]
 mod tests;
 
@@ -76,6 +77,13 @@ const FATAL: u8 = 2;
 const CLOSE_NOTIFY: &[u8] = &[1, 0];
 
 impl Records {
+    /// The socket without TLS, for those who go on with something else; with what came behind the last record that was
+    /// read. Nothing if this side still has something to say, or not all was read.
+    pub(super) fn into_socket(self) -> Option<(TcpStream, BytesMut)> {
+        let is_done = self.plain.is_empty() && self.sealer.ready().is_empty() && !self.ended;
+        is_done.then_some((self.socket, self.opener.buffer))
+    }
+
     fn new(
         socket: TcpStream,
         secrets: ExtractedSecrets,

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use sealock_core::config::Transport;
 use sealock_core::reason::Reason;
+use sealock_proto::wire::Join;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::mux::{self, Closer, Facts, Pipe, Side};
-use super::{Alert, ConnectError, Connection, Lost, Settings, record, websocket};
+use super::{Alert, ConnectError, Connection, Lost, Settings, conduit, record, websocket};
 use crate::identity::PeerIdentity;
 use crate::task::Scope;
 use crate::tls::verify::VerifyError;
@@ -155,6 +156,29 @@ impl TcpEndpoint {
             .map_err(|_elapsed| ConnectError::Timeout)?
     }
 
+    /// Brings one end of a conduit to a relay, and waits until the relay has joined it with the other one.
+    ///
+    /// # Errors
+    /// When the relay is not whom `tls` expects, or the conduit is not joined by the deadline.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the attempt up.
+    pub(crate) async fn join(
+        stream: TcpStream,
+        tls: &rustls::ClientConfig,
+        join: Join,
+    ) -> Result<conduit::Unkeyed, ConnectError> {
+        let mut tls = tls.clone();
+        tls.alpn_protocols = vec![alpn::CONDUIT.to_vec()];
+        stream.set_nodelay(true).map_err(|_| cut())?;
+        let connecting = record::connect(stream, &tls);
+        let records = connecting.await.map_err(|error| failed(&error))?;
+        if records.protocol.as_deref() != Some(alpn::CONDUIT) {
+            return Err(ConnectError::NotSealock);
+        }
+        conduit::join(records, join).await
+    }
+
     async fn dial_tls(
         &self,
         stream: TcpStream,
@@ -269,6 +293,15 @@ fn is_of_one_peer(error: &io::Error) -> bool {
     )
 }
 
+/// What came in over TCP.
+#[derive(Debug)]
+pub enum Arrived {
+    /// A connection with many streams.
+    Connection(Connection),
+    /// An agent with one end of a conduit.
+    Conduit(conduit::Arriving),
+}
+
 /// Somebody at the door, of whom only the address is known; TCP has proved that. Dropping it hangs up.
 #[derive(Debug)]
 pub struct TcpIncoming {
@@ -301,12 +334,26 @@ impl TcpIncoming {
     /// # Cancel safety
     /// Dropping the future gives the connection up.
     pub async fn handshake(self, deadline: Instant) -> Result<Connection, ConnectError> {
+        match self.enter(deadline).await? {
+            Arrived::Connection(connection) => Ok(connection),
+            Arrived::Conduit(_) => Err(ConnectError::NotSealock),
+        }
+    }
+
+    /// The same, also for who brings one end of a conduit.
+    ///
+    /// # Errors
+    /// As of [`Self::handshake`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the connection up.
+    pub async fn enter(self, deadline: Instant) -> Result<Arrived, ConnectError> {
         tokio::time::timeout_at(deadline, Box::pin(self.welcome()))
             .await
             .map_err(|_elapsed| ConnectError::Timeout)?
     }
 
-    async fn welcome(self) -> Result<Connection, ConnectError> {
+    async fn welcome(self) -> Result<Arrived, ConnectError> {
         let inner = &self.endpoint.0;
         let (_, tls) = inner.listener.as_ref().ok_or(ConnectError::Endpoint)?;
         self.stream.set_nodelay(true).map_err(|_| cut())?;
@@ -315,6 +362,11 @@ impl TcpIncoming {
         let peer = proved(stream.chain.take().as_deref())?;
         let remote = Some(self.remote);
         let agreed = stream.protocol.take();
+        if agreed.as_deref() == Some(alpn::CONDUIT) {
+            let arriving = peer.map(|peer| conduit::Arriving::new(stream, peer));
+            // A conduit is between agents; nobody else is told more than that this is no place for them.
+            return arriving.map(Arrived::Conduit).ok_or_else(cut);
+        }
         if let Some(protocol) = agreed.filter(|agreed| agreed != alpn::HTTP) {
             stream.write_all(WELCOME).await.map_err(|_| cut())?;
             stream.flush().await.map_err(|_| cut())?;
@@ -323,10 +375,9 @@ impl TcpIncoming {
                 alpn: Some(protocol),
                 remote,
             };
-            let pipe = Box::new(stream);
-            return Ok(self
-                .endpoint
-                .begin(pipe, Side::Listens, facts, Transport::Tls));
+            let (pipe, side) = (Box::new(stream), Side::Listens);
+            let connection = self.endpoint.begin(pipe, side, facts, Transport::Tls);
+            return Ok(Arrived::Connection(connection));
         }
         let (pipe, protocol) = websocket::accept(stream).await?;
         let facts = Facts {
@@ -335,7 +386,8 @@ impl TcpIncoming {
             remote,
         };
         let (pipe, side) = (joined(pipe), Side::Listens);
-        Ok(self.endpoint.begin(pipe, side, facts, Transport::Websocket))
+        let connection = self.endpoint.begin(pipe, side, facts, Transport::Websocket);
+        Ok(Arrived::Connection(connection))
     }
 }
 

@@ -122,6 +122,8 @@ fn name_of(message: &Message) -> &'static str {
         Message::Peer => "Peer",
         Message::Presence(_) => "Presence",
         Message::Forward(_) => "Forward",
+        Message::Join(_) => "Join",
+        Message::Joined(_) => "Joined",
     }
 }
 

@@ -180,7 +180,9 @@ impl World {
             | Message::Peer
             | Message::Presence(_)
             | Message::Forward(_)
-            | Message::Controller => Err(Failure::NoMessage),
+            | Message::Controller
+            | Message::Join(_)
+            | Message::Joined(_) => Err(Failure::NoMessage),
         }
     }
 

@@ -175,6 +175,7 @@ impl World {
             service: self.service_of(provider),
             // A later leg goes to the one who holds the other end, and to nobody else.
             provider: (epoch > Epoch::FIRST).then(|| self.agent_id(provider).name),
+            conduit: None,
         });
         let message: Bytes = open.encode();
         self.send_on_leg(leg, OPENER, Body::Head { leg, message });

@@ -140,7 +140,9 @@ impl World {
             | Message::Peer
             | Message::Presence(_)
             | Message::Forward(_)
-            | Message::Controller => Err(Failure::NoMessage),
+            | Message::Controller
+            | Message::Join(_)
+            | Message::Joined(_) => Err(Failure::NoMessage),
         }
     }
 
@@ -175,6 +177,7 @@ impl World {
             epoch: open.epoch,
             service: open.service.clone(),
             caller: self.agent_id(self.legs[leg].asserted),
+            conduit: None,
         });
         let message = incoming.encode();
         self.send(session, false, Body::Head { leg, message });

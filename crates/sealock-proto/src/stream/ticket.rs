@@ -12,8 +12,10 @@ use sealock_core::secret::Secret;
 use sha2::Sha256;
 
 use super::{Epoch, Role};
+use crate::wire::Salt;
 
 const DOMAIN: &[u8] = b"sealock resume ticket v1";
+const CONDUIT_DOMAIN: &[u8] = b"sealock conduit v1";
 
 /// Shows the holder of a stream's resume secret; good for one leg. Two are compared in constant time.
 #[derive(Clone)]
@@ -78,18 +80,34 @@ impl Ticket {
     /// The proof that `role` sends with the ATTACH of `epoch`.
     #[must_use]
     pub fn prove(&self, role: Role, epoch: Epoch) -> Proof {
-        Proof::from_bytes(self.mac(role, epoch).finalize().into_bytes().into())
+        Proof::from_bytes(self.mac(DOMAIN, role, epoch).finalize().into_bytes().into())
     }
 
     /// Whether `proof` came from the `role` side of this very stream for this very epoch; in constant time.
     #[must_use]
     pub fn verify(&self, role: Role, epoch: Epoch, proof: Option<&Proof>) -> bool {
         let Some(proof) = proof else { return false };
-        self.mac(role, epoch).verify_slice(proof.as_bytes()).is_ok()
+        let mac = self.mac(DOMAIN, role, epoch);
+        mac.verify_slice(proof.as_bytes()).is_ok()
+    }
+
+    /// What the keys come from that seal what `role` says on a conduit that is the leg of `epoch`. Each side's salt is
+    /// random for each attempt, so nothing is sealed twice under one key, whoever is between the two.
+    #[must_use]
+    pub fn conduit_secret(
+        &self,
+        role: Role,
+        epoch: Epoch,
+        (opener, accepter): (Salt, Salt),
+    ) -> Secret<[u8; 32]> {
+        let mut mac = self.mac(CONDUIT_DOMAIN, role, epoch);
+        mac.update(&opener.0);
+        mac.update(&accepter.0);
+        Secret::new(mac.finalize().into_bytes().into())
     }
 
     // Each field is preceded by its length, so that no two contexts have the same bytes.
-    fn mac(&self, role: Role, epoch: Epoch) -> Hmac<Sha256> {
+    fn mac(&self, domain: &[u8], role: Role, epoch: Epoch) -> Hmac<Sha256> {
         let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(self.secret.expose())
             .expect("HMAC takes a key of any length");
         let side: &[u8] = match role {
@@ -98,7 +116,7 @@ impl Ticket {
         };
         let context = &self.context;
         for field in [
-            DOMAIN,
+            domain,
             side,
             &context.stream,
             context.opener.tenant.as_str().as_bytes(),
@@ -177,5 +195,23 @@ mod tests {
                 other.context
             );
         }
+    }
+
+    #[test]
+    fn each_side_epoch_and_pair_of_salts_has_a_secret_of_its_own() {
+        let ticket = ticket(7, context());
+        let (a, b) = (Salt([1; 16]), Salt([2; 16]));
+        let secret = |role, epoch, salts| *ticket.conduit_secret(role, Epoch(epoch), salts).expose();
+        let all = [
+            secret(Role::Opener, 2, (a, b)),
+            secret(Role::Accepter, 2, (a, b)),
+            secret(Role::Opener, 3, (a, b)),
+            secret(Role::Opener, 2, (b, a)),
+            secret(Role::Opener, 2, (a, a)),
+            *ticket.prove(Role::Opener, Epoch(2)).as_bytes(),
+        ];
+        let different: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert_eq!(all[0], secret(Role::Opener, 2, (a, b)), "both ends make the same");
     }
 }

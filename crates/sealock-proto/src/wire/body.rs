@@ -12,9 +12,9 @@ use sealock_core::reason::Reason;
 use crate::stream::Epoch;
 
 use super::{
-    CERTIFICATE_LIMIT, CHAIN_LIMIT, DecodeError, Drain, Forward, Hello, Incoming, Message, Open,
-    PRESENCE_LIMIT, Presence, Present, SERVICES_LIMIT, SUCCESSORS_LIMIT, Services, SessionKind,
-    StreamId, Voucher, Welcome,
+    CERTIFICATE_LIMIT, CHAIN_LIMIT, ConduitId, DecodeError, Drain, Forward, Hello, Incoming, Join,
+    Message, Open, PRESENCE_LIMIT, Presence, Present, SERVICES_LIMIT, SUCCESSORS_LIMIT, Salt,
+    Services, SessionKind, StreamId, Voucher, Welcome,
 };
 
 const HELLO: u8 = 0x01;
@@ -32,12 +32,14 @@ const OPENED: u8 = 0x12;
 const REFUSED: u8 = 0x13;
 const CONTROLLER: u8 = 0x14;
 const FORWARD: u8 = 0x15;
+const JOIN: u8 = 0x16;
+const JOINED: u8 = 0x17;
 
 const SOFTWARE_LIMIT: usize = 64;
 const SIGNATURE_LIMIT: usize = 80; // ECDSA P-256 in ASN.1 has 72 bytes at most
 
 pub(super) fn is_known(kind: u8) -> bool {
-    matches!(kind, HELLO..=PRESENCE | OPEN..=FORWARD)
+    matches!(kind, HELLO..=PRESENCE | OPEN..=JOINED)
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -122,6 +124,18 @@ struct StreamBody {
     caller_name: String,
     #[prost(string, tag = "6")]
     provider: String,
+    #[prost(bytes = "vec", tag = "7")]
+    conduit: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ConduitBody {
+    #[prost(bytes = "vec", tag = "1")]
+    conduit: Vec<u8>,
+    #[prost(bool, tag = "2")]
+    is_opener: bool,
+    #[prost(bytes = "vec", tag = "3")]
+    salt: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -177,6 +191,23 @@ pub(super) fn encode(message: &Message) -> (u8, Vec<u8>) {
         ),
         Message::Refused(reason) => (REFUSED, number(reason.number().into())),
         Message::Controller => (CONTROLLER, Vec::new()),
+        Message::Join(join) => (
+            JOIN,
+            ConduitBody {
+                conduit: join.conduit.0.to_vec(),
+                is_opener: join.is_opener,
+                salt: join.salt.0.to_vec(),
+            }
+            .encode_to_vec(),
+        ),
+        Message::Joined(salt) => (
+            JOINED,
+            ConduitBody {
+                salt: salt.0.to_vec(),
+                ..ConduitBody::default()
+            }
+            .encode_to_vec(),
+        ),
         Message::Peer => (PEER, Vec::new()),
         Message::Presence(presence) => (
             PRESENCE,
@@ -249,8 +280,14 @@ fn open_body(open: &Open) -> StreamBody {
             .as_ref()
             .map(|name| name.as_str().to_owned())
             .unwrap_or_default(),
+        conduit: conduit_bytes(open.conduit),
         ..StreamBody::default()
     }
+}
+
+/// No bytes are no conduit.
+fn conduit_bytes(conduit: Option<ConduitId>) -> Vec<u8> {
+    conduit.map(|id| id.0.to_vec()).unwrap_or_default()
 }
 
 fn incoming_body(offer: &Incoming) -> StreamBody {
@@ -260,6 +297,7 @@ fn incoming_body(offer: &Incoming) -> StreamBody {
         service: offer.service.as_str().to_owned(),
         caller_tenant: offer.caller.tenant.as_str().to_owned(),
         caller_name: offer.caller.name.as_str().to_owned(),
+        conduit: conduit_bytes(offer.conduit),
         ..StreamBody::default()
     }
 }
@@ -297,6 +335,7 @@ pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Message, DecodeError> {
                 epoch,
                 service,
                 caller,
+                conduit: fields.conduit(&body.conduit)?,
             })
         }
         OPENED => {
@@ -305,6 +344,18 @@ pub(super) fn decode(kind: u8, body: &[u8]) -> Result<Message, DecodeError> {
         }
         REFUSED => Message::Refused(Reason::from_number(fields.number(body)?)),
         CONTROLLER => Message::Controller,
+        JOIN => {
+            let body: ConduitBody = fields.body(body)?;
+            Message::Join(Join {
+                conduit: ConduitId(fields.sixteen("conduit", &body.conduit)?),
+                is_opener: body.is_opener,
+                salt: Salt(fields.sixteen("salt", &body.salt)?),
+            })
+        }
+        JOINED => {
+            let body: ConduitBody = fields.body(body)?;
+            Message::Joined(Salt(fields.sixteen("salt", &body.salt)?))
+        }
         PEER => Message::Peer,
         PRESENCE => Message::Presence(fields.presence(body)?),
         FORWARD => Message::Forward(Box::new(fields.forward(body)?)),
@@ -352,6 +403,13 @@ impl Fields {
 
     fn sixteen(self, field: &'static str, bytes: &[u8]) -> Result<[u8; 16], DecodeError> {
         bytes.try_into().map_err(|_| self.invalid(field))
+    }
+
+    fn conduit(self, bytes: &[u8]) -> Result<Option<ConduitId>, DecodeError> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(ConduitId(self.sixteen("conduit", bytes)?)))
     }
 
     fn hello(self, body: &[u8]) -> Result<Hello, DecodeError> {
@@ -466,6 +524,7 @@ impl Fields {
             epoch,
             service,
             provider,
+            conduit: self.conduit(&body.conduit)?,
         })
     }
 

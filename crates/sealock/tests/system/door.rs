@@ -194,7 +194,9 @@ fn is_with_name(message: &Message) -> bool {
         | Message::Peer
         | Message::Presence(_)
         | Message::Forward(_)
-        | Message::Controller => false,
+        | Message::Controller
+        | Message::Join(_)
+        | Message::Joined(_) => false,
     }
 }
 
@@ -375,6 +377,7 @@ async fn every_message_out_of_order_ends_the_session() -> Result<()> {
             epoch: asked.epoch,
             service: asked.service.clone(),
             caller: caller.clone(),
+            conduit: None,
         }),
         Message::Opened("mallory".parse()?),
         Message::Refused(Reason::Done),

@@ -275,6 +275,7 @@ async fn a_stream_number_that_is_live_at_the_provider_is_refused() -> Result<()>
         epoch: Epoch::FIRST,
         service: call.service.clone(),
         provider: None,
+        conduit: None,
     });
     let mut leg = owner.connection.open_bi().await?;
     leg.send.write(open.encode()).await?;

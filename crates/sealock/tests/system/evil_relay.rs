@@ -228,6 +228,7 @@ impl Inner {
                 tenant: "default".parse()?,
                 name: called.parse()?,
             },
+            conduit: None,
         });
         far.send.write(incoming.encode()).await?;
         self.play((near, far), incoming).await

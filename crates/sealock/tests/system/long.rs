@@ -79,6 +79,7 @@ async fn ask_in_vain(mallory: &Raw) -> Result<()> {
         epoch: Epoch(2),
         service: "echo".parse()?,
         provider: Some("provider".parse()?),
+        conduit: None,
     });
     leg.send.write(head.encode()).await?;
     let answer = sealock_net::message::read(&mut leg.recv).await?;

@@ -272,6 +272,7 @@ fn forward(svid: &Svid, relay: &str, service: &str) -> Result<Forward> {
             epoch: Epoch::FIRST,
             service: service.parse()?,
             provider: None,
+            conduit: None,
         },
         caller: svid.leaf().agent().context("an agent")?.clone(),
         instance: INSTANCE,

@@ -432,6 +432,7 @@ pub(crate) fn open(stream: StreamId, epoch: Epoch, provider: Option<&str>) -> Re
         epoch,
         service: "echo".parse()?,
         provider: provider.map(str::parse).transpose()?,
+        conduit: None,
     }))
 }
 

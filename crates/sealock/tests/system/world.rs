@@ -373,6 +373,7 @@ pub(crate) fn open(service: &str) -> Result<Message> {
         epoch: Epoch::FIRST,
         service: service.parse()?,
         provider: None,
+        conduit: None,
     }))
 }
 

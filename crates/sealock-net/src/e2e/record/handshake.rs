@@ -12,7 +12,7 @@ use sealock_core::secret::Secret;
 use sealock_proto::stream::{Ticket, TicketContext};
 use sealock_proto::wire::StreamId;
 
-use super::keys::{Opens, Renewal, Seals};
+use crate::transport::record::keys::{Opens, Renewal, Seals};
 use super::reason_of;
 use crate::identity::PeerIdentity;
 use crate::tls;

@@ -110,7 +110,7 @@ impl Sealer {
         let mut rest = bytes;
         while !rest.is_empty() && self.open < ready {
             self.begin(rest.len().min(ready));
-            let room = PLAINTEXT - (self.buffer.len() - self.open - HEADER);
+            let room = self.room();
             let (part, behind) = rest.split_at(room.min(rest.len()));
             self.buffer.extend_from_slice(part);
             rest = behind;
@@ -119,6 +119,11 @@ impl Sealer {
             }
         }
         Ok(bytes.len() - rest.len())
+    }
+
+    /// How much fits into the record that is being filled.
+    pub(crate) fn room(&self) -> usize {
+        PLAINTEXT - (self.buffer.len() - self.open).saturating_sub(HEADER)
     }
 
     /// Makes room for so many bytes, behind a header.

@@ -1,8 +1,8 @@
-//! The keys of both directions after the handshake, and how they are renewed.
+//! The keys of both directions between two agents, and how they are renewed.
 //!
 //! A key is renewed after a number of records that both ends count for themselves, so nobody has to say so: between two
-//! that have proved themselves the stream loses and repeats nothing. The next key comes from a secret that the two
-//! exported from their handshake (RFC 8446 §7.5), and each secret makes the next one and is overwritten: a key that got
+//! that have proved themselves nothing is lost and repeated. The next key comes from a secret that the two exported from
+//! their handshake (RFC 8446 §7.5), and each secret makes the next one and is overwritten: a key that got
 //! out opens nothing that came before it.
 
 use aws_lc_rs::hkdf;
@@ -11,7 +11,7 @@ use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls::{ConnectionTrafficSecrets, Error};
 use sealock_core::secret::Secret;
 
-use crate::transport::record::cipher::{Key, Kind, Opener, PLAINTEXT, Sealer};
+use super::cipher::{Key, Kind, Opener, PLAINTEXT, Sealer};
 
 /// Uses of a key after which it is renewed. AES-GCM is good for 2^24.5 full records (RFC 8446 §5.5).
 const WORN: u64 = 1 << 23;
@@ -22,7 +22,7 @@ const NEXT: &[u8] = b"sealock next";
 
 /// What the next keys of a direction come from.
 #[derive(Debug)]
-pub(super) struct Renewal(pub(super) Secret<[u8; 32]>);
+pub(crate) struct Renewal(pub(crate) Secret<[u8; 32]>);
 
 /// A length of what is derived.
 struct Length(usize);
@@ -55,13 +55,13 @@ impl Renewal {
 }
 
 /// What this side says.
-pub(super) struct Seals {
+pub(crate) struct Seals {
     sealer: Sealer,
     renewal: Renewal,
 }
 
 impl Seals {
-    pub(super) fn new(
+    pub(crate) fn new(
         first: (u64, ConnectionTrafficSecrets),
         renewal: Renewal,
     ) -> Result<Self, Error> {
@@ -69,8 +69,49 @@ impl Seals {
         Ok(Self { sealer, renewal })
     }
 
+    /// Begins with a secret alone.
+    pub(crate) fn from_secret(secret: Secret<[u8; 32]>) -> Result<Self, Error> {
+        let mut renewal = Renewal(secret);
+        let sealer = Sealer::new(renewal.next()?);
+        Ok(Self { sealer, renewal })
+    }
+
+    /// Takes bytes until about so many are [`Self::ready`]; says how many it took.
+    pub(crate) fn push(&mut self, bytes: &[u8], ready: usize) -> Result<usize, Error> {
+        let mut rest = bytes;
+        while !rest.is_empty() && self.sealer.ready().len() < ready {
+            // A record at a time, because a key may be worn after each.
+            let (part, behind) = rest.split_at(self.sealer.room().min(rest.len()));
+            self.sealer.push(part, usize::MAX)?;
+            self.renew()?;
+            rest = behind;
+        }
+        Ok(bytes.len() - rest.len())
+    }
+
+    /// Seals what was pushed and fills no record.
+    pub(crate) fn close(&mut self) -> Result<(), Error> {
+        self.sealer.close()?;
+        self.renew()
+    }
+
+    /// What may leave.
+    pub(crate) fn ready(&self) -> &[u8] {
+        self.sealer.ready()
+    }
+
+    /// Keeps no buffer, where all has left.
+    pub(crate) fn forget_buffer(&mut self) {
+        drop(self.sealer.take());
+    }
+
+    /// So much of it has left.
+    pub(crate) fn sent(&mut self, length: usize) {
+        self.sealer.sent(length);
+    }
+
     /// The records of these bytes.
-    pub(super) fn seal(&mut self, mut plaintext: &[u8]) -> Result<Bytes, Error> {
+    pub(crate) fn seal(&mut self, mut plaintext: &[u8]) -> Result<Bytes, Error> {
         while !plaintext.is_empty() {
             let records = usize::try_from(WORN - self.sealer.key.uses()).unwrap_or(1);
             let room = records.saturating_mul(PLAINTEXT).min(plaintext.len());
@@ -84,7 +125,7 @@ impl Seals {
     }
 
     /// The record of a word of TLS itself.
-    pub(super) fn word(&mut self, kind: Kind, word: &[u8]) -> Result<Bytes, Error> {
+    pub(crate) fn word(&mut self, kind: Kind, word: &[u8]) -> Result<Bytes, Error> {
         self.sealer.word(kind, word)?;
         self.renew()?;
         Ok(self.sealer.take())
@@ -99,20 +140,20 @@ impl Seals {
 
     /// As if so many records were left to the key.
     #[cfg(test)]
-    pub(super) fn wear(&mut self, left: u64) {
+    pub(crate) fn wear(&mut self, left: u64) {
         self.sealer.key.wear(WORN - left);
     }
 }
 
 /// What the other side says.
-pub(super) struct Opens {
+pub(crate) struct Opens {
     opener: Opener,
     renewal: Renewal,
 }
 
 impl Opens {
     /// Begins with what came behind the handshake.
-    pub(super) fn new(
+    pub(crate) fn new(
         first: (u64, ConnectionTrafficSecrets),
         renewal: Renewal,
         buffer: BytesMut,
@@ -122,8 +163,21 @@ impl Opens {
         Ok(Self { opener, renewal })
     }
 
+    /// Begins with a secret alone, and what came already.
+    pub(crate) fn from_secret(secret: Secret<[u8; 32]>, buffer: BytesMut) -> Result<Self, Error> {
+        let mut renewal = Renewal(secret);
+        let key = renewal.next()?;
+        let opener = Opener { key, buffer };
+        Ok(Self { opener, renewal })
+    }
+
+    /// Where what comes is read to.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.opener.buffer
+    }
+
     /// Takes what came; it is opened in its own place, where nobody else holds it.
-    pub(super) fn push(&mut self, bytes: Bytes) {
+    pub(crate) fn push(&mut self, bytes: Bytes) {
         let buffer = &mut self.opener.buffer;
         if buffer.is_empty() {
             *buffer = bytes.into();
@@ -133,7 +187,7 @@ impl Opens {
     }
 
     /// The content of the next record, or nothing until more has come.
-    pub(super) fn open(&mut self) -> Result<Option<(Kind, BytesMut)>, Error> {
+    pub(crate) fn open(&mut self) -> Result<Option<(Kind, BytesMut)>, Error> {
         let opened = self.opener.open()?;
         if opened.is_some() && self.opener.key.uses() >= WORN {
             self.opener.key = self.renewal.next()?;
@@ -146,13 +200,13 @@ impl Opens {
     }
 
     /// How much waits to be opened.
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.opener.buffer.len()
     }
 
     /// As if so many records were left to the key.
     #[cfg(test)]
-    pub(super) fn wear(&mut self, left: u64) {
+    pub(crate) fn wear(&mut self, left: u64) {
         self.opener.key.wear(WORN - left);
     }
 }
