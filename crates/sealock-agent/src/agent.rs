@@ -30,6 +30,7 @@ use sealock_net::node_api::NodeClient;
 use sealock_net::recover::{RecoverError, recover_agent};
 use sealock_net::relays::RelayList;
 use sealock_net::session::{self, Dialer, Plan, Session, SessionConfig, Sessions, State, Ways};
+use sealock_net::stream::Bulk;
 use sealock_net::task::Scope;
 use sealock_net::transport::Settings;
 use sealock_net::unix::{BindError, PrivateListener};
@@ -64,6 +65,8 @@ pub struct AgentConfig {
     pub max_policy_age: Duration,
     /// How many bytes its streams may hold and promise to hold together.
     pub stream_memory: u64,
+    /// Which streams are bulk, and get a conduit.
+    pub bulk: Bulk,
     /// Its control socket, when it has one.
     pub socket: Option<ControlSocket>,
     /// Where metrics and health are served.
@@ -270,8 +273,9 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
     let owned = (config.kind == SessionKind::Full).then(|| dir.clone());
     let link = link(&sessions, &identity, &trust, owned);
     let link = link.with_way_back(way_back(&config, dir));
-    let end_to_end =
-        EndToEnd::new(identity.clone(), trust, flows.spawner()).with_memory(config.stream_memory);
+    let end_to_end = EndToEnd::new(identity.clone(), trust, flows.spawner())
+        .with_memory(config.stream_memory)
+        .with_bulk(config.bulk);
     let mut registry = Registry::with_prefix("sealock_agent");
     views.register(&mut registry);
     let calls = CallerJudge::new(&sessions, &end_to_end, &views);

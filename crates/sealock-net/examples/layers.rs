@@ -156,6 +156,7 @@ async fn leg(near: &Connection, far: &Connection) -> Outcome<(BiStream, BiStream
         epoch: Epoch::FIRST,
         service: "db".parse()?,
         provider: None,
+        conduit: None,
     };
     let mut near = near.open_bi().await?;
     near.send.write(Message::Open(open).encode()).await?;

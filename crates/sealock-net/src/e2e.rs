@@ -20,7 +20,7 @@ use sealock_proto::wire::StreamId;
 
 use crate::identity::{IdentityStore, PeerIdentity, TrustStore};
 use crate::stream::door::Place;
-use crate::stream::{Again, Leg, LegSource, Streams};
+use crate::stream::{Again, Bulk, Leg, LegSource, Streams};
 use crate::task::Spawner;
 use crate::tls;
 
@@ -92,6 +92,15 @@ impl EndToEnd {
     pub fn with_memory(self, limit: u64) -> Self {
         Self {
             streams: self.streams.with_memory(limit),
+            ..self
+        }
+    }
+
+    /// The same, with another measure of what streams are bulk.
+    #[must_use]
+    pub fn with_bulk(self, bulk: Bulk) -> Self {
+        Self {
+            streams: self.streams.with_bulk(bulk),
             ..self
         }
     }

@@ -98,7 +98,11 @@ impl Session {
         open.conduit = open.conduit.filter(|_| is_wanted);
         let io = self.open_stream(&Message::Open(open)).await?;
         let leg = self.leg(io);
-        Ok(if is_wanted { leg.awaiting_conduit() } else { leg })
+        Ok(if is_wanted {
+            leg.awaiting_conduit()
+        } else {
+            leg
+        })
     }
 
     /// A leg on this session; it is to be left when the session is.

@@ -31,6 +31,7 @@ mod way;
 
 pub use leg::{Leg, LegSource, loses_only_the_leg};
 pub use memory::MEMORY_LIMIT;
+pub use pace::Bulk;
 pub use way::Again;
 
 use carrier::{Carrier, News};
@@ -46,6 +47,7 @@ pub struct Streams {
     parking: PeerLimit,
     gates: Gates,
     tally: Arc<Tally>,
+    bulk: Bulk,
 }
 
 impl Streams {
@@ -58,6 +60,7 @@ impl Streams {
             parking: parking(),
             gates: Gates::default(),
             tally: Arc::default(),
+            bulk: Bulk::default(),
         }
     }
 
@@ -68,6 +71,12 @@ impl Streams {
             memory: Memory::new(limit),
             ..self
         }
+    }
+
+    /// The same, with another measure of what is bulk.
+    #[must_use]
+    pub fn with_bulk(self, bulk: Bulk) -> Self {
+        Self { bulk, ..self }
     }
 
     /// Begins a stream on a leg whose head was sent. Without `again` it ends with its first leg.
@@ -109,6 +118,7 @@ impl Streams {
         let shared = Arc::new(Shared {
             machine: Mutex::new(Stream::new(Instant::now(), role, config)),
             resume: OnceLock::new(),
+            bulk: self.bulk,
             memory,
             driver: Notify::new(),
             readable: Notify::new(),
@@ -194,6 +204,7 @@ struct Shared {
     machine: Mutex<Stream>,
     /// What later legs need; there once both agents have proved themselves.
     resume: OnceLock<Resume>,
+    bulk: Bulk,
     memory: Share,
     /// The user changed the machine.
     driver: Notify,

@@ -91,7 +91,9 @@ pub(crate) async fn serve_tcp(endpoint: TcpEndpoint, budget: PreAuthBudget, shar
                     drop(ticket);
                     match entered {
                         Ok(Arrived::Conduit(end)) => take_end(end, shared).await,
-                        Ok(Arrived::Connection(connection)) => welcome(Ok(connection), shared).await,
+                        Ok(Arrived::Connection(connection)) => {
+                            welcome(Ok(connection), shared).await
+                        }
                         Err(error) => welcome(Err(error), shared).await,
                     }
                 });

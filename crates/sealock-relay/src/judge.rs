@@ -77,9 +77,10 @@ struct Reached<'a> {
 impl RelayJudge {
     /// The ways to the one who holds a stream's other end.
     fn ways_back(&self, holder: &AgentId, leg: Option<&LegHead>) -> Result<Vec<Way>, Reason> {
-        let here = self.directory.holder(holder).map(|provider| {
-            Way::Provider(provider.over_conduits(self.conduits.clone()))
-        });
+        let here = self
+            .directory
+            .holder(holder)
+            .map(|provider| Way::Provider(provider.over_conduits(self.conduits.clone())));
         let mut ways: Vec<Way> = here.into_iter().collect();
         if may_pass_on(leg) {
             ways.extend(self.peers.holding(holder).into_iter().map(Way::Peer));

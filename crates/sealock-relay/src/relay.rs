@@ -111,6 +111,8 @@ pub struct RelayHandle {
     pub directory: Directory,
     /// What flows through it.
     pub live: LiveFlows,
+    /// The conduits of bulk streams.
+    pub conduits: Conduits,
     /// The relays of the deployment.
     pub relays: RelayList,
     /// What was decided and not yet told to the controller.
@@ -170,9 +172,9 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
     };
     views.register(&mut registry);
     directory.register(&mut registry);
-    let help = "Conduits that bulk streams go over, or are about to";
+    let help = "Conduits that carry the bytes of bulk streams";
     let counted = conduits.clone();
-    admin::register_gauge(&mut registry, "conduits", help, move || counted.len());
+    admin::register_gauge(&mut registry, "conduits", help, move || counted.joined());
     let relays = RelayList::open(&config.dir.join("known-relays.json"));
     let draining = CancellationToken::new();
     let shared = Shared {
@@ -222,6 +224,7 @@ pub async fn start(config: RelayConfig) -> Result<RelayHandle, StartError> {
         admin,
         directory,
         live,
+        conduits,
         relays,
         audit,
         peers,

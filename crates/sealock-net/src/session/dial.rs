@@ -152,7 +152,9 @@ impl Dialer {
     ) -> Result<Unkeyed, ConnectError> {
         let stream = match (self.ways.upstreams.towards(relay), address) {
             (Some(upstream), _) => proxy::open(&upstream, relay).await?,
-            (None, Some(address)) => TcpStream::connect(address).await.map_err(ConnectError::Tcp)?,
+            (None, Some(address)) => TcpStream::connect(address)
+                .await
+                .map_err(ConnectError::Tcp)?,
             (None, None) => return Err(ConnectError::Endpoint),
         };
         TcpEndpoint::join(stream, &self.tls, join).await

@@ -20,8 +20,6 @@ use crate::session::ConduitWay;
 const BATCH: usize = 128 * 1024;
 /// The most that is read from the leg at once.
 const CHUNK: usize = 128 * 1024;
-/// What a stream moves in a second at least when a conduit is worth its while, in bytes.
-const BULK: u64 = 16 * 1024 * 1024; // a tenth of a gigabit: below, a session costs nothing that anybody notices
 /// How long the first leg may take to be answered.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -243,7 +241,7 @@ impl Carrier {
                 biased; // what comes in frees buffers and may end the stream, so it goes before what goes out
                 chunk = self.reader.read_chunk(CHUNK), if !self.silent => match chunk {
                     Ok(Some(chunk)) => {
-                        self.moved(chunk.len(), way);
+                        self.moved(chunk.len(), (shared, way));
                         self.decoder.push(chunk);
                         self.heard(shared)
                     }
@@ -254,7 +252,7 @@ impl Carrier {
                     }
                     Err(error) => Err(lost_reading(&error)),
                 },
-                sent = self.outbox.send(&mut self.writer), if !turn.is_idle => sent.map(|()| self.moved(turn.size, way)),
+                sent = self.outbox.send(&mut self.writer), if !turn.is_idle => sent.map(|()| self.moved(turn.size, (shared, way))),
                 () = shared.driver.notified() => Ok(()),
                 () = self.leaving.cancelled(), if !self.left => {
                     self.left = true;
@@ -280,16 +278,17 @@ impl Carrier {
 
     /// Counts bytes, and has the opener of a bulk stream look for the leg that carries most: a conduit, unless that turns
     /// out to be slower.
-    fn moved(&mut self, length: usize, way: &mut Way) {
-        let Some(rate) = self.pace.moved(length, Instant::now()) else {
+    fn moved(&mut self, length: usize, (shared, way): (&Shared, &mut Way)) {
+        let bulk = shared.bulk;
+        let Some(rate) = self.pace.moved(length, Instant::now(), bulk.stretch) else {
             return;
         };
         if self.writer.is_conduit() {
-            if rate < way.before_conduit() / 2 {
+            if rate < way.before_conduit() / bulk.part {
                 tracing::debug!(rate, "a stream goes back from its conduit");
                 way.leave_conduit();
             }
-        } else if rate >= BULK && self.conduits.as_ref().is_some_and(|it| it.is_open()) {
+        } else if rate >= bulk.rate && self.conduits.as_ref().is_some_and(|it| it.is_open()) {
             way.want_conduit(rate);
         }
     }

@@ -159,7 +159,10 @@ impl LegWriter {
     ///
     /// # Cancel safety
     /// What has been written is cut off the front of the chunks; the same call can be made again.
-    pub(super) async fn write_all_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), WriteError> {
+    pub(super) async fn write_all_chunks(
+        &mut self,
+        chunks: &mut [Bytes],
+    ) -> Result<(), WriteError> {
         match self {
             Self::Session(half) => half.write_all_chunks(chunks).await,
             Self::Conduit(both) => both.0.write_all_chunks(chunks).await,

@@ -2,8 +2,27 @@
 
 use std::time::{Duration, Instant};
 
-/// What is measured at once: enough that a measure says something of the way and not of the moment.
-const STRETCH: u64 = 8 * 1024 * 1024;
+/// When a stream is bulk, and so worth a conduit.
+#[derive(Debug, Clone, Copy)]
+pub struct Bulk {
+    /// How many bytes are measured at once: enough that a measure says something of the way and not of the moment.
+    pub stretch: u64,
+    /// What a stream moves in a second at least when a conduit is worth its while, in bytes.
+    pub rate: u64,
+    /// A conduit that carries less than this part of what the stream moved before is left again.
+    pub part: u64,
+}
+
+impl Default for Bulk {
+    fn default() -> Self {
+        Self {
+            stretch: 8 * 1024 * 1024,
+            rate: 16 * 1024 * 1024, // below, what a session costs more is nothing that anybody notices
+            part: 2,
+        }
+    }
+}
+
 /// Who pauses for so long had nothing to move: the measure begins anew.
 const PAUSE: Duration = Duration::from_millis(200); // longer than a round trip nearly everywhere
 
@@ -17,7 +36,7 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Counts bytes that were moved just now; at the end of a stretch, the bytes in a second.
-    pub(super) fn moved(&mut self, length: usize, now: Instant) -> Option<u64> {
+    pub(super) fn moved(&mut self, length: usize, now: Instant, stretch: u64) -> Option<u64> {
         let paused = self.last.is_none_or(|last| now - last >= PAUSE);
         self.last = Some(now);
         let began = match self.began {
@@ -29,7 +48,7 @@ impl Pace {
             }
         };
         self.moved += length as u64;
-        if self.moved < STRETCH {
+        if self.moved < stretch {
             return None;
         }
         let millis = (now - began).as_millis().max(1);
@@ -50,7 +69,7 @@ mod tests {
     fn rate(pace: &mut Pace, now: &mut Instant, mebibytes: usize, millis: u64) -> Option<u64> {
         let mut last = None;
         for _ in 0..mebibytes {
-            last = pace.moved(MIB, *now).or(last);
+            last = pace.moved(MIB, *now, Bulk::default().stretch).or(last);
             *now += Duration::from_millis(millis);
         }
         last

@@ -14,8 +14,8 @@ use sealock_proto::stream::{Epoch, Role};
 use sealock_proto::wire::{ConduitId, Message, Open, StreamId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::door::{Candidate, Place};
 use super::Resume;
+use super::door::{Candidate, Place};
 use super::leg::{Leg, LegSource, Wish, loses_only_the_leg};
 use crate::message;
 

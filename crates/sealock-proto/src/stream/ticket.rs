@@ -201,7 +201,8 @@ mod tests {
     fn each_side_epoch_and_pair_of_salts_has_a_secret_of_its_own() {
         let ticket = ticket(7, context());
         let (a, b) = (Salt([1; 16]), Salt([2; 16]));
-        let secret = |role, epoch, salts| *ticket.conduit_secret(role, Epoch(epoch), salts).expose();
+        let secret =
+            |role, epoch, salts| *ticket.conduit_secret(role, Epoch(epoch), salts).expose();
         let all = [
             secret(Role::Opener, 2, (a, b)),
             secret(Role::Accepter, 2, (a, b)),
@@ -212,6 +213,10 @@ mod tests {
         ];
         let different: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(different.len(), all.len());
-        assert_eq!(all[0], secret(Role::Opener, 2, (a, b)), "both ends make the same");
+        assert_eq!(
+            all[0],
+            secret(Role::Opener, 2, (a, b)),
+            "both ends make the same"
+        );
     }
 }

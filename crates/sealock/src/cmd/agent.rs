@@ -153,6 +153,7 @@ pub(crate) fn config(config: &Config, seat: Seat) -> anyhow::Result<AgentConfig>
         ways: settings::ways(config)?,
         max_policy_age: config.agent.max_policy_age,
         stream_memory: MEMORY_LIMIT,
+        bulk: Default::default(),
         socket,
         admin: None,
     })

@@ -86,6 +86,7 @@ impl Deployment {
             ways: Default::default(),
             max_policy_age: DAY,
             stream_memory: MEMORY_LIMIT,
+            bulk: Default::default(),
             socket: None,
             admin: None,
         })

@@ -320,6 +320,7 @@ async fn an_agent_whose_relay_is_gone_says_so_in_seconds() -> Result<()> {
         ways: Default::default(),
         max_policy_age: DAY,
         stream_memory: MEMORY_LIMIT,
+        bulk: Default::default(),
         socket: None,
         admin: None,
     });

@@ -4,6 +4,7 @@ mod audited;
 mod bounds;
 mod choice;
 mod closed;
+mod conduit;
 mod deployment;
 mod door;
 mod evil_peer;

@@ -22,6 +22,7 @@ use sealock_proto::stream::{Attach, Epoch, Frame, Proof};
 use sealock_proto::wire::{Message, Open, SessionKind, StreamId};
 use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 
@@ -85,7 +86,7 @@ async fn round_and_round(
 }
 
 /// Some connections that are busy until they are told to end.
-struct Traffic {
+pub(crate) struct Traffic {
     endings: Vec<oneshot::Receiver<Result<u64>>>,
     _tasks: Scope,
     stop: Arc<AtomicBool>,
@@ -97,7 +98,7 @@ struct Traffic {
 const MOVES: u64 = 32 << 10;
 
 impl Traffic {
-    async fn start(listen: SocketAddr, connections: usize) -> Result<Self> {
+    pub(crate) async fn start(listen: SocketAddr, connections: usize) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (tasks, mut endings, mut moved) = (Scope::new("traffic"), Vec::new(), Vec::new());
         for _ in 0..connections {
@@ -121,7 +122,7 @@ impl Traffic {
     }
 
     /// Waits until bytes move on every connection.
-    async fn moves(&self) -> Result<()> {
+    pub(crate) async fn moves(&self) -> Result<()> {
         let now = |count: &Arc<AtomicU64>| count.load(Ordering::Relaxed);
         let before: Vec<u64> = self.moved.iter().map(now).collect();
         world::until("bytes move", STALL_LIMIT, || {
@@ -132,7 +133,7 @@ impl Traffic {
     }
 
     /// Ends them all and says that every byte was right.
-    async fn finish(self) -> Result<()> {
+    pub(crate) async fn finish(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         for ending in self.endings {
             ensure!(ending.await?? > 0, "a connection moved nothing");
@@ -142,25 +143,31 @@ impl Traffic {
 }
 
 /// One address for relays that follow each other, as a process that restarts keeps it.
-struct Front {
-    address: SocketAddr,
+pub(crate) struct Front {
+    pub(crate) address: SocketAddr,
     relay: Arc<Mutex<SocketAddr>>,
+    /// What happens to connections of TCP.
+    pub(crate) wires: Arc<Wires>,
     /// Whether packets of UDP are lost here.
     swallows: Arc<AtomicBool>,
     _tasks: Scope,
 }
 
 impl Front {
-    async fn start(relay: SocketAddr) -> Result<Self> {
+    pub(crate) async fn start(relay: SocketAddr) -> Result<Self> {
         let tasks = Scope::new("front");
         let address = free_udp_port()?;
         let front = Arc::new(UdpSocket::bind(address).await?);
         let relay = Arc::new(Mutex::new(relay));
-        let swallows = Arc::new(AtomicBool::new(false));
+        let (swallows, wires) = (Arc::new(AtomicBool::new(false)), Arc::<Wires>::default());
         let listener = TcpListener::bind(address).await?;
         tasks.spawn(
             "front of TCP",
-            join(listener, Arc::clone(&relay), tasks.spawner()),
+            join(
+                (listener, Arc::clone(&wires)),
+                Arc::clone(&relay),
+                tasks.spawner(),
+            ),
         );
         let lost = Arc::clone(&swallows);
         let (to, spawner) = (Arc::clone(&relay), tasks.spawner());
@@ -193,19 +200,74 @@ impl Front {
         Ok(Self {
             address,
             relay,
+            wires,
             swallows,
             _tasks: tasks,
         })
     }
 }
 
+/// What happens to all connections of TCP that go through a front.
+#[derive(Debug, Default)]
+pub(crate) struct Wires {
+    /// New ones are hung up on.
+    pub(crate) are_refused: AtomicBool,
+    /// Which life they are in: those of an earlier one are cut.
+    life: AtomicU64,
+    /// How many bytes are still to be altered, one in each piece.
+    pub(crate) spoil: AtomicU64,
+}
+
+impl Wires {
+    /// Cuts all that there are.
+    pub(crate) fn cut(&self) {
+        self.life.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Passes bytes on in one direction.
+    async fn carry(&self, from: OwnedReadHalf, mut to: OwnedWriteHalf, life: u64) -> Result<()> {
+        let (mut from, mut buffer) = (from, vec![0; 64 * 1024]);
+        loop {
+            // A wire that idles is cut too, a little later.
+            let read = tokio::time::timeout(Duration::from_millis(50), from.read(&mut buffer));
+            let read = read.await;
+            ensure!(self.life.load(Ordering::Relaxed) == life, "cut");
+            let Ok(length) = read else { continue };
+            let length = length?;
+            if length == 0 {
+                return Ok(to.shutdown().await?);
+            }
+            let spent = |left: u64| left.checked_sub(1);
+            if self
+                .spoil
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent)
+                .is_ok()
+            {
+                buffer[length / 2] ^= 1;
+            }
+            to.write_all(&buffer[..length]).await?;
+        }
+    }
+}
+
 /// Joins every connection with one to the relay of the moment.
-async fn join(listener: TcpListener, relay: Arc<Mutex<SocketAddr>>, tasks: Spawner) {
-    while let Ok((mut near, _)) = listener.accept().await {
-        let relay = *relay.lock();
+async fn join(
+    (listener, wires): (TcpListener, Arc<Wires>),
+    relay: Arc<Mutex<SocketAddr>>,
+    tasks: Spawner,
+) {
+    while let Ok((near, _)) = listener.accept().await {
+        if wires.are_refused.load(Ordering::Relaxed) {
+            continue;
+        }
+        let (relay, wires) = (*relay.lock(), Arc::clone(&wires));
         tasks.spawn("joined", async move {
-            if let Ok(mut far) = TcpStream::connect(relay).await {
-                let _ended = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            let life = wires.life.load(Ordering::Relaxed);
+            if let Ok(far) = TcpStream::connect(relay).await {
+                let ((near, to_near), (far, to_far)) = (near.into_split(), far.into_split());
+                let up = wires.carry(near, to_far, life);
+                let down = wires.carry(far, to_near, life);
+                let _ended = tokio::try_join!(up, down);
             }
         });
     }

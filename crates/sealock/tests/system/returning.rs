@@ -44,6 +44,7 @@ fn config(deployment: &Deployment, name: &str, relay: HostPort) -> AgentConfig {
         ways: Default::default(),
         max_policy_age: DAY,
         stream_memory: MEMORY_LIMIT,
+        bulk: Default::default(),
         socket: None,
         admin: None,
     }

@@ -202,6 +202,7 @@ async fn a_token_lists_both_relays_and_either_is_enough_to_join() -> Result<()> 
         relays: token.addresses.clone(),
         region: None,
         stream_memory: MEMORY_LIMIT,
+        bulk: Default::default(),
         kind: SessionKind::Full,
         ways: Default::default(),
         max_policy_age: DAY,

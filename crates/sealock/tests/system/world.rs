@@ -192,6 +192,7 @@ impl World {
             ways: Default::default(),
             max_policy_age: DAY,
             stream_memory: MEMORY_LIMIT,
+            bulk: Default::default(),
             socket: None,
             admin: None,
         })

@@ -12,10 +12,10 @@ use sealock_core::secret::Secret;
 use sealock_proto::stream::{Ticket, TicketContext};
 use sealock_proto::wire::StreamId;
 
-use crate::transport::record::keys::{Opens, Renewal, Seals};
 use super::reason_of;
 use crate::identity::PeerIdentity;
 use crate::tls;
+use crate::transport::record::keys::{Opens, Renewal, Seals};
 
 /// The exporter's labels (RFC 5705 §4: private ones begin so): of the secret by which a stream is taken up again, and of
 /// those that the keys of each direction are renewed from.

@@ -195,9 +195,7 @@ async fn tcp_goes_through_the_proxy_with_its_login() {
         near.write_all(b"HTTP/1.1 200 OK\r\n\r\n")
             .await
             .expect("written");
-        let mut far = tokio::net::TcpStream::connect(target)
-            .await
-            .expect("connected");
+        let mut far = TcpStream::connect(target).await.expect("connected");
         tokio::io::copy_bidirectional(&mut near, &mut far)
             .await
             .ok();

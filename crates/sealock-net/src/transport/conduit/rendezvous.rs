@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sealock_core::identity::AgentId;
 use sealock_core::reason::Reason;
-use sealock_proto::wire::{ConduitId, Join, Salt};
+use sealock_proto::wire::{ConduitId, Join};
 use tokio_util::sync::CancellationToken;
 
 use super::Arriving;
@@ -33,6 +33,8 @@ pub struct Conduits(Arc<Inner>);
 struct Inner {
     awaited: Mutex<HashMap<ConduitId, Awaited>>,
     limit: PeerLimit,
+    /// How many carry bytes.
+    joined: AtomicUsize,
 }
 
 /// Bytes that were moved: of the opener, and of the accepter.
@@ -81,8 +83,8 @@ impl Expected {
     /// How many bytes went over it, from the opener and from the accepter.
     #[must_use]
     pub fn moved(&self) -> (u64, u64) {
-        use std::sync::atomic::Ordering::Relaxed;
-        (self.moved.up.load(Relaxed), self.moved.down.load(Relaxed))
+        let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (now(&self.moved.up), now(&self.moved.down))
     }
 }
 
@@ -98,6 +100,7 @@ impl Default for Conduits {
         Self(Arc::new(Inner {
             awaited: Mutex::default(),
             limit: PeerLimit::new(LIMIT, LIMIT_PER_CALLER),
+            joined: AtomicUsize::new(0),
         }))
     }
 }
@@ -132,16 +135,10 @@ impl Conduits {
         })
     }
 
-    /// How many conduits there are, also those that wait for an end.
+    /// How many conduits carry bytes.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.limit.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub fn joined(&self) -> usize {
+        self.0.joined.load(Ordering::Relaxed)
     }
 
     /// Serves somebody who comes with an end: the second one stays until the conduit's end.
@@ -157,7 +154,7 @@ impl Conduits {
                 tokio::select! {
                     biased; // with its leg a conduit ends, even while bytes move
                     () = over.cancelled() => {}
-                    ended = run(pair) => if let Err(error) = ended {
+                    ended = self.run(pair) => if let Err(error) = ended {
                         tracing::debug!(err = %error, "a conduit broke");
                     }
                 }
@@ -207,25 +204,41 @@ impl Conduits {
             over: awaited.over,
         }))
     }
+
+    async fn run(&self, pair: Pair) -> io::Result<()> {
+        let Pair {
+            opener,
+            accepter,
+            moved,
+            ..
+        } = pair;
+        let (from_opener, from_accepter) = (opener.join.salt, accepter.join.salt);
+        // Both at once: neither can hold up the other.
+        let (opener, accepter) = tokio::try_join!(
+            opener.arriving.joined(from_accepter),
+            accepter.arriving.joined(from_opener),
+        )?;
+        let _counted = Counted::new(&self.0.joined);
+        tokio::try_join!(
+            pour(&opener, &accepter, &moved.up),
+            pour(&accepter, &opener, &moved.down),
+        )?;
+        Ok(())
+    }
 }
 
-async fn run(pair: Pair) -> io::Result<()> {
-    let Pair {
-        opener,
-        accepter,
-        moved,
-        ..
-    } = pair;
-    let salt = |end: &End| -> Salt { end.join.salt };
-    let (from_opener, from_accepter) = (salt(&opener), salt(&accepter));
-    // Both at once: neither can hold up the other.
-    let (opener, accepter) = tokio::try_join!(
-        opener.arriving.joined(from_accepter),
-        accepter.arriving.joined(from_opener),
-    )?;
-    tokio::try_join!(
-        pour(&opener, &accepter, &moved.up),
-        pour(&accepter, &opener, &moved.down),
-    )?;
-    Ok(())
+/// One in a count, until dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
