@@ -61,7 +61,12 @@ impl ConduitWay {
             Err(_elapsed) => "the other agent did not come".to_owned(),
         };
         tracing::info!(relay = %self.relay, because, "there is no conduit");
-        *self.not_before.lock() = Some(Instant::now() + REST);
+        self.rest();
         Err(Reason::SessionLost)
+    }
+
+    /// A conduit was not to be had, or broke.
+    pub(crate) fn rest(&self) {
+        *self.not_before.lock() = Some(Instant::now() + REST);
     }
 }

@@ -142,6 +142,9 @@ impl Carrier {
 
     /// Tells whoever is at the other end why the leg is of no more use.
     pub(super) fn abandon(&mut self, reason: Reason) {
+        if let Some(conduits) = self.conduits.as_ref().filter(|_| self.writer.is_conduit()) {
+            conduits.rest();
+        }
         self.writer.reset(reason);
         self.reader.stop(reason);
     }

@@ -339,3 +339,6 @@ impl Arriving {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
