@@ -31,7 +31,7 @@ pub use rendezvous::{Conduits, Expected};
 /// How much is sealed before it leaves.
 const SEALED: usize = 128 * 1024; // a batch of the stream's frames
 /// How much is read at once.
-const READ: usize = 256 * 1024;
+const READ: usize = 128 * 1024;
 /// What is worth joining to one piece: with the record that passes it, four of them.
 const ENOUGH: usize = 48 * 1024;
 /// Up to so much that is written at once leaves no buffer behind.

@@ -126,6 +126,13 @@ impl Sealer {
         PLAINTEXT - (self.buffer.len() - self.open).saturating_sub(HEADER)
     }
 
+    /// Makes room for about so many bytes that are ready, in whole records.
+    pub(crate) fn make_room(&mut self, ready: usize) {
+        let records = ready / PLAINTEXT + 2; // the last one may begin just before it is enough
+        let all = records * (HEADER + PLAINTEXT + 1 + TAG);
+        self.buffer.reserve(all.saturating_sub(self.buffer.len()));
+    }
+
     /// Makes room for so many bytes, behind a header.
     fn begin(&mut self, length: usize) {
         let overhead = (HEADER + 1 + TAG) * (length / PLAINTEXT + 1);

@@ -79,6 +79,8 @@ impl Seals {
     /// Takes bytes until about so many are [`Self::ready`]; says how many it took.
     pub(crate) fn push(&mut self, bytes: &[u8], ready: usize) -> Result<usize, Error> {
         let mut rest = bytes;
+        // At once for all that will be ready: a buffer that grows is copied each time.
+        self.sealer.make_room(ready);
         while !rest.is_empty() && self.sealer.ready().len() < ready {
             // A record at a time, because a key may be worn after each.
             let (part, behind) = rest.split_at(self.sealer.room().min(rest.len()));
