@@ -3,7 +3,7 @@
 //! Both agents prove themselves to the relay in TLS and name the conduit; the relay joins the two and from then on moves
 //! bytes within the kernel. What the agents say is sealed from one to the other, in records that look as before, under
 //! keys that come from the stream's own secret: the relay opens nothing and seals nothing, and whoever alters, drops or
-//! repeats a byte ends the leg, never the stream ([ADR 18](docs/adr/0018-conduits.md)).
+//! repeats a byte ends the leg, never the stream ([ADR 19](docs/adr/0019-conduits.md)).
 
 use std::io;
 use std::time::Duration;
