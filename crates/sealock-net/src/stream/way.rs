@@ -467,7 +467,7 @@ mod tests {
         assert!(source.asked.load(Ordering::Relaxed) > 3);
         let source = refusing(Reason::PolicyDenied);
         let mut streams = asking(&source, &gates, 1);
-        let answer = streams[0].next(&provider(), Some(Epoch(2))).await;
+        let answer = streams[0].next(&resume(), Some(Epoch(2))).await;
         assert_eq!(answer.err(), Some(Reason::PolicyDenied));
     }
 }
