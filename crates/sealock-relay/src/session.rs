@@ -90,9 +90,6 @@ pub(crate) async fn serve(
 ) {
     let ended = match greet(&shared, &connection, agent, peer).await {
         Ok((control, live)) => {
-            // What an agent has written counts against this window before it is sent. On a slow link a thousand streams
-            // with full buffers would otherwise leave none of it to a new one, nor to the session's own words.
-            connection.make_room();
             let transport = connection.transport();
             let span = tracing::info_span!("session", session_id = live.number, agent = %live.agent, %transport);
             let session = async {

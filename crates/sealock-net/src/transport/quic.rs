@@ -16,6 +16,7 @@ use std::time::Duration;
 use noq::crypto::ClientConfig as ClientCrypto;
 use noq::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use noq::{ConnectionError, MtuDiscoveryConfig, PathId, TransportConfig, VarInt};
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use sealock_core::reason::Reason;
 use tokio::time::Instant;
@@ -38,6 +39,10 @@ use wire::{Dialled, REFUSAL_GRACE, Wire};
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024; // 1 Gbit/s at 128 ms
 const SHARED_WINDOW: u32 = 256 * 1024 * 1024; // 1 000 streams that fill the window which each has at first
+/// What each stream beyond the first ones adds to the window of its connection: what one has at first. What was written
+/// counts against that window before it is sent, so on a slow link a thousand streams with full buffers would otherwise
+/// leave none of it to a new one.
+const WINDOW_PER_STREAM: u32 = 256 * 1024;
 const SOCKET_BUFFER: usize = 8 * 1024 * 1024; // 1 000 agents that return at once lose no handshake packet
 const INCOMING_BUFFER: u64 = 16 * 1024; // a first flight with a post-quantum key is 2 packets; early data is off
 const INCOMING_TOTAL: u64 = 16 * 1024 * 1024; // half of the memory that strangers may use
@@ -431,6 +436,7 @@ impl Made {
         Ok(super::Connection::quic(Connection {
             places: Places::new(&settings),
             watch: Watch::begin(&connection, wire, side, &settings, tasks),
+            room: Arc::new(Mutex::new(CONNECTION_WINDOW)),
             inner: connection,
             facts,
         }))
@@ -504,6 +510,8 @@ pub(crate) struct Connection {
     facts: Arc<Facts>,
     places: Arc<Places>,
     watch: Arc<Watch>,
+    /// What may be unread on all streams together.
+    room: Arc<Mutex<u32>>,
 }
 
 impl Connection {
@@ -531,7 +539,9 @@ impl Connection {
     pub(crate) async fn open_bi(&self) -> Result<(SendHalf, RecvHalf), Lost> {
         let opened = self.inner.open_bi().await;
         let (send, recv) = opened.map_err(|error| self.watch.lost(&error))?;
-        Ok(halves(send, recv, self.watch.hold(None)))
+        let hold = self.watch.hold(None);
+        self.make_room_for(self.watch.attending());
+        Ok(halves(send, recv, hold))
     }
 
     /// Waits for a stream that the other side opens.
@@ -548,7 +558,9 @@ impl Connection {
         if let Some(more) = more {
             self.inner.set_max_concurrent_bi_streams(more.into());
         }
-        Ok(halves(send, recv, self.watch.hold(Some(place))))
+        let hold = self.watch.hold(Some(place));
+        self.make_room_for(self.watch.attending());
+        Ok(halves(send, recv, hold))
     }
 
     /// Lets the other side have this many streams open at once; fewer than before takes effect as streams end.
@@ -588,7 +600,23 @@ impl Connection {
 
     /// Widens what may be unread on all streams together.
     pub(crate) fn make_room(&self) {
-        self.inner.set_receive_window(SHARED_WINDOW.into());
+        self.widen(SHARED_WINDOW);
+    }
+
+    /// The more streams, the more; it does not shrink again.
+    fn make_room_for(&self, streams: usize) {
+        let streams = u32::try_from(streams).unwrap_or(u32::MAX);
+        let wanted = streams.saturating_mul(WINDOW_PER_STREAM).min(SHARED_WINDOW);
+        // In doublings: the other side is told of each.
+        self.widen(wanted.next_power_of_two());
+    }
+
+    fn widen(&self, window: u32) {
+        let mut room = self.room.lock();
+        if *room < window {
+            *room = window;
+            self.inner.set_receive_window(window.into());
+        }
     }
 
     /// The largest packets that reach the other side, as far as is known.

@@ -75,6 +75,11 @@ impl Watch {
         Arc::new(Self { state, _tasks })
     }
 
+    /// How many streams carry somebody's bytes.
+    pub(super) fn attending(&self) -> usize {
+        self.state.attending.load(Ordering::Relaxed)
+    }
+
     /// What a stream holds, beside its place.
     pub(super) fn hold(self: &Arc<Self>, place: Option<Place>) -> Arc<Hold> {
         if self.state.attending.fetch_add(1, Ordering::Relaxed) == 0 {
