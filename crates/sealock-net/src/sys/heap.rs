@@ -3,6 +3,9 @@
 /// What is kept free at the top of a heap: the buffers of some streams at full speed, which come and go in microseconds.
 #[cfg(target_env = "gnu")]
 const KEPT: libc::c_int = 8 << 20;
+/// The same for the heaps of the other threads, of which nothing else is kept once a threshold was set.
+#[cfg(target_env = "gnu")]
+const KEPT_BY_THREAD: libc::c_int = 2 << 20;
 /// From this size on an allocation is a mapping of its own: above every buffer of a stream, which would else be mapped,
 /// zeroed and unmapped each time.
 #[cfg(target_env = "gnu")]
@@ -16,7 +19,9 @@ pub fn keep_freed_memory() {
     // SAFETY: `mallopt` takes two numbers and touches the allocator's own state alone, under its lock. It refuses what it
     // does not know, and then everything is as before.
     let _refused = unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT) & libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED)
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT)
+            & libc::mallopt(libc::M_TOP_PAD, KEPT_BY_THREAD)
+            & libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED)
     };
 }
 
