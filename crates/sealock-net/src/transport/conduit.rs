@@ -32,8 +32,8 @@ pub use rendezvous::{Conduits, Expected};
 const SEALED: usize = 128 * 1024; // a batch of the stream's frames
 /// How much is read at once.
 const READ: usize = 128 * 1024;
-/// What is worth joining to one piece: with the record that passes it, four of them.
-const ENOUGH: usize = 48 * 1024;
+/// What is worth joining to one piece: what one read brings.
+const ENOUGH: usize = 112 * 1024;
 /// Up to so much that is written at once leaves no buffer behind.
 const FEW: usize = 16 * 1024;
 /// How long the kernel may have no word of what it sent, and how often it asks when nothing is sent. The session tells of

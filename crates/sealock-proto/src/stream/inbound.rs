@@ -185,6 +185,8 @@ impl Inbound {
         let took = now.saturating_duration_since(since);
         self.tuning.mark = Some((self.delivered, now));
         let fast = self.tuning.round_trip.is_some_and(|trip| took <= 2 * trip);
+        // Where bytes wait for the application, a larger window would only let more of them wait.
+        let fast = fast && self.unread() < half / 4;
         if fast {
             let max = config.max_window.max(self.window);
             let max = max.min(self.window.saturating_add(self.room));

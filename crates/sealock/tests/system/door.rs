@@ -15,7 +15,8 @@ use sealock_net::task::Scope;
 use sealock_net::tls::alpn;
 use sealock_net::transport::{BiStream, ConnectError, Lost};
 use sealock_proto::wire::{
-    Forward, Header, Incoming, Message, Presence, Present, Services, SessionKind, Voucher, Welcome,
+    ConduitId, Forward, Header, Incoming, Join, Message, Presence, Present, Salt, Services,
+    SessionKind, Voucher, Welcome,
 };
 use sealock_relay::RelayHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -382,6 +383,12 @@ async fn every_message_out_of_order_ends_the_session() -> Result<()> {
         Message::Opened("mallory".parse()?),
         Message::Refused(Reason::Done),
         Message::Controller,
+        Message::Join(Join {
+            conduit: ConduitId([1; 16]),
+            is_opener: true,
+            salt: Salt([1; 16]),
+        }),
+        Message::Joined(Salt([1; 16])),
         Message::Peer,
         Message::Presence(Presence {
             here: vec![Present {
