@@ -242,12 +242,7 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         config.dir.join("views"),
         config.max_policy_age,
     )?;
-    let settings = Settings {
-        streams: CALLED_LIMIT,
-        unsent: UNSENT_LIMIT,
-        ..Settings::default()
-    };
-    let ways = config.ways.open(settings).map_err(StartError::Udp)?;
+    let ways = config.ways.open(settings()).map_err(StartError::Udp)?;
     let dialer = Dialer::for_sessions(ways.clone(), &identity, &trust);
     let offers = Offers::new(config.region.clone());
     let (offered_in, offered) = mpsc::channel(OFFERED_LIMIT);
@@ -328,6 +323,15 @@ pub async fn start(config: AgentConfig) -> Result<AgentHandle, StartError> {
         flows,
         standing,
     })
+}
+
+/// What an agent chooses of its sessions.
+fn settings() -> Settings {
+    Settings {
+        streams: CALLED_LIMIT,
+        unsent: UNSENT_LIMIT,
+        ..Settings::default()
+    }
 }
 
 /// The two pipes of an agent. Each judges its own flows only, so each has a table of its own.

@@ -297,12 +297,13 @@ impl Receiver {
 /// An agent that has come to a relay with its end of a conduit, and has not said of which.
 #[derive(Debug)]
 pub struct Arriving {
-    records: Records,
+    records: Box<Records>, // of some KiB
     peer: PeerIdentity,
 }
 
 impl Arriving {
     pub(super) fn new(records: Records, peer: PeerIdentity) -> Self {
+        let records = Box::new(records);
         Self { records, peer }
     }
 
