@@ -184,7 +184,7 @@ impl Endpoint {
     }
 
     /// Connects, and returns when the other side has accepted our certificate as well. Whoever has not answered at all by
-    /// the deadline is given up then, and one that has is given [`BUSY`] more.
+    /// the deadline is given up then, and one that has is given ten seconds more.
     ///
     /// Where nobody listens, the same is tried again a few times: a relay that is started again is back in a moment.
     ///
