@@ -22,6 +22,15 @@ pub use heap::keep_freed_memory;
 pub use namespace::{inherited, unshare};
 pub use signals::{Delivered, hold_signals, next_signal, watch};
 
+/// How many files the process may have open; as good as endless where there is no limit.
+#[must_use]
+pub fn file_limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |files| {
+        usize::try_from(files).unwrap_or(usize::MAX)
+    })
+}
+
 // The mask belongs to the process: a directory made by another thread meanwhile would lose its search bit.
 static UMASK: Mutex<()> = Mutex::new(());
 

@@ -18,10 +18,17 @@ use tokio_util::sync::CancellationToken;
 use super::Arriving;
 use super::pour::pour;
 use crate::limit::{Entered, PeerLimit};
+use crate::sys;
 
-/// How many conduits there may be, each with two connections and two pipes; and how many of one caller.
-const LIMIT: usize = 512; // × 6 descriptors
+/// How many conduits there may be, and how many of one caller.
+const LIMIT: usize = 512;
 const LIMIT_PER_CALLER: usize = 64;
+/// What a conduit needs: two connections, and two pipes with two ends each.
+const FILES: usize = 6;
+/// Which part of the files that the process may open is for conduits: sessions come first.
+const PART: usize = 4;
+/// Which part of the conduits one caller may have at most.
+const PART_OF_CALLER: usize = 4;
 /// How long an end may take to say which conduit it is of.
 const WORD_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -97,15 +104,22 @@ impl Drop for Expected {
 
 impl Default for Conduits {
     fn default() -> Self {
-        Self(Arc::new(Inner {
-            awaited: Mutex::default(),
-            limit: PeerLimit::new(LIMIT, LIMIT_PER_CALLER),
-            joined: AtomicUsize::new(0),
-        }))
+        Self::within(sys::file_limit())
     }
 }
 
 impl Conduits {
+    /// As many as do no harm where the process may open so many files.
+    pub(super) fn within(files: usize) -> Self {
+        let all = LIMIT.min(files / PART / FILES);
+        let of_one = LIMIT_PER_CALLER.min(all.div_ceil(PART_OF_CALLER));
+        Self(Arc::new(Inner {
+            awaited: Mutex::default(),
+            limit: PeerLimit::new(all, of_one),
+            joined: AtomicUsize::new(0),
+        }))
+    }
+
     /// Lets the two agents bring a conduit of this name; nothing when there are too many, or the name is taken.
     #[must_use]
     pub fn expect(&self, id: ConduitId, opener: AgentId, accepter: AgentId) -> Option<Expected> {

@@ -213,3 +213,26 @@ fn what_has_left_is_cut_off_the_front() {
         [Bytes::new(), Bytes::new(), Bytes::from_static(b"ef")]
     );
 }
+
+#[tokio::test]
+async fn conduits_leave_most_of_the_files_that_a_relay_may_open_to_others() {
+    let bounds = |files| {
+        let conduits = Conduits::within(files);
+        let expect = |number: u32| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            conduits.expect(
+                ConduitId(id),
+                agent(&format!("a{}", number / 1_000)),
+                agent("bob"),
+            )
+        };
+        let of_one: Vec<_> = (0..1_000).filter_map(expect).collect();
+        let count = of_one.len();
+        let others: Vec<_> = (1_000..20_000).filter_map(expect).collect();
+        (count, count + others.len())
+    };
+    assert_eq!(bounds(1_024), (11, 42));
+    assert_eq!(bounds(1_000_000), (64, 512));
+    assert_eq!(bounds(10), (0, 0));
+}
