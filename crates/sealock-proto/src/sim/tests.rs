@@ -7,7 +7,7 @@ use super::defect::Defect;
 use super::world::{Stats, faults_of, run, run_apart};
 
 /// How many in all, when SIM_SEEDS does not say.
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 12_000;
 /// How many streams they make at least: a seed draws one to five for each tenant.
 pub(crate) const STREAMS: u64 = 32_000;
 const QUARTER: u64 = 1 << 48;

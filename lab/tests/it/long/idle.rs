@@ -20,9 +20,8 @@ const OPENED: Duration = Duration::from_secs(240);
 const SOON: Duration = Duration::from_secs(60);
 /// Of the relay's memory, for each stream.
 const PER_STREAM: u64 = 8 << 10;
-/// Of one core, for each process. One that is not optimised takes some times as much: of the relay, to judge ten thousand
-/// flows anew every two seconds.
-const SHARE: f64 = if cfg!(debug_assertions) { 0.06 } else { 0.01 };
+/// Of one core, for each process.
+const SHARE: f64 = 0.01;
 /// Where the first pair has its origin and its clients; the others follow.
 const FAR: u16 = 7_000;
 const NEAR: u16 = 8_000;
